@@ -1,0 +1,148 @@
+"""The text that the built-in base learns from, and its held-out measure: the exact match of single-word gaps."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from t5refine_peft.corpus.tokenization import Vocabulary
+from t5refine_peft.demo.generator import Split, Subject
+
+EVERYDAY = Path(__file__).parent / "everyday"
+MAX_TOKENS = 96
+HELD_OUT_LINES = 300
+"""So many lines at the end of each corpus, whole documents for the most part, are never trained on."""
+GAPS_OF_EACH_SET = 400
+_WORD = re.compile(r"\w")
+
+
+@dataclass(frozen=True)
+class Passage:
+    ids: np.ndarray
+    word_starts: np.ndarray
+
+
+class Passages:
+    """Passages as one flat array of ids, in order of length, so that a batch holds passages of about one length."""
+
+    def __init__(self, passages: list[Passage]) -> None:
+        order = sorted(range(len(passages)), key=lambda index: len(passages[index].ids))
+        self.lengths = np.array([len(passages[index].ids) for index in order])
+        self._ends = np.cumsum(self.lengths)
+        self._ids = np.concatenate([passages[index].ids for index in order])
+        self._word_starts = np.concatenate([passages[index].word_starts for index in order])
+
+    def near(self, length: int, count: int, rng: np.random.Generator) -> Iterator[Passage]:
+        """Yield `count` different passages, drawn from the eight times as many whose length is next to `length`."""
+        middle = int(rng.integers(*np.searchsorted(self.lengths, [length, length + 1])))
+        low = int(np.clip(middle - 4 * count, 0, max(0, len(self.lengths) - 8 * count)))
+        high = min(len(self.lengths), low + 8 * count)
+        for index in rng.choice(np.arange(low, high), size=min(count, high - low), replace=False):
+            span = slice(self._ends[index] - self.lengths[index], self._ends[index])
+            yield Passage(self._ids[span], self._word_starts[span])
+
+
+def everyday_documents(count: int, *, split: Split, seed: int, language: str = "*") -> Iterator[str]:
+    """Yield about `count` generated documents, as many of each subject."""
+    subjects = [Subject.load(path) for path in sorted(EVERYDAY.glob(f"{language}/*.toml"))]
+    for subject in subjects:
+        yield from subject.documents(-(-count // len(subjects)), split=split, seed=seed)
+
+
+def load_passages(
+    vocabulary: Vocabulary, corpora: list[Path], everyday_share: float, *, seed: int
+) -> tuple[Passages, dict[str, list[tuple[Passage, str]]]]:
+    """Training passages, and held-out sets by name: each item a passage and its text."""
+    real: list[Passage] = []
+    held_out: dict[str, list[tuple[Passage, str]]] = {}
+    for path in corpora:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in lines[:-HELD_OUT_LINES]:
+            real.extend(_cut(line, vocabulary))
+        held_out[path.parent.name] = _held_out(lines[-HELD_OUT_LINES:], vocabulary)
+    count = round(len(real) * everyday_share / (1 - everyday_share)) if real else 100_000
+    everyday = everyday_documents(count, split="train", seed=seed)
+    generated = [passage for text in everyday for passage in _cut(text, vocabulary)]
+    for language in ("en", "zh"):
+        texts = everyday_documents(HELD_OUT_LINES, split="test", seed=seed + 1, language=language)
+        held_out[f"everyday_{language}"] = _held_out(list(texts), vocabulary)
+    return Passages(real + generated), held_out
+
+
+def _cut(text: str, vocabulary: Vocabulary) -> list[Passage]:
+    encoding = vocabulary.encode(text)
+    words = vocabulary.words(encoding, text)
+    cuts = range(0, len(encoding.ids), MAX_TOKENS)
+    pieces = [Passage(encoding.ids[at : at + MAX_TOKENS], words[at : at + MAX_TOKENS]) for at in cuts]
+    return [piece for piece in pieces if len(piece.ids) >= 8]
+
+
+def _held_out(texts: list[str], vocabulary: Vocabulary) -> list[tuple[Passage, str]]:
+    return [(passage, text) for text in texts for passage in _cut(text, vocabulary)[:1]]
+
+
+def single_word_gap(
+    passage: Passage, vocabulary: Vocabulary, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Mask one word, punctuation never: input ids, label ids, the word; None where the passage has no word."""
+    starts = np.flatnonzero(passage.word_starts)
+    ends = np.append(starts[1:], len(passage.ids))
+    words = [(s, e) for s, e in zip(starts, ends, strict=True) if _WORD.search(vocabulary.decode(passage.ids[s:e]))]
+    if not words:
+        return None
+    start, end = words[int(rng.integers(len(words)))]
+    sentinel, eos = vocabulary.sentinel_ids[0], vocabulary.eos_id
+    inputs = np.concatenate([passage.ids[:start], [sentinel], passage.ids[end:], [eos]])
+    labels = np.concatenate([[sentinel], passage.ids[start:end], [eos]])
+    return inputs, labels, _normal(vocabulary.decode(passage.ids[start:end]))
+
+
+def _normal(word: str) -> str:
+    return unicodedata.normalize("NFKC", word).casefold().strip()
+
+
+@torch.inference_mode()
+def held_out_exact_match(
+    model: Any, held_out: dict[str, list[tuple[Passage, str]]], vocabulary: Vocabulary
+) -> dict[str, dict[str, float]]:
+    """Exact match of single-word gaps by greedy decoding, beside always answering the set's most frequent word.
+
+    Greedy decoding gives exactly the label if, and only if, the arg-max after each of the label's prefixes is the
+    label's next token: so one teacher-forced forward tells it, end of sequence included.
+    """
+    results = {}
+    for name, items in held_out.items():
+        rng = np.random.default_rng(0)
+        gaps = [single_word_gap(passage, vocabulary, rng) for _ in range(3) for passage, _ in items]
+        gaps = [gap for gap in gaps if gap is not None][:GAPS_OF_EACH_SET]
+        right = 0
+        for at in range(0, len(gaps), 50):
+            right += _right(model, gaps[at : at + 50], vocabulary.pad_id)
+        words = Counter(word for _, _, word in gaps)
+        results[name] = {
+            "gaps": len(gaps),
+            "exact_match": round(right / len(gaps), 4),
+            "most_frequent_word": round(words.most_common(1)[0][1] / len(gaps), 4),
+        }
+    return results
+
+
+def _right(model: Any, gaps: list[Any], pad_id: int) -> int:
+    inputs = torch.nested.nested_tensor([torch.from_numpy(g[0]) for g in gaps], layout=torch.jagged)
+    labels = torch.nested.nested_tensor([torch.from_numpy(g[1]) for g in gaps], layout=torch.jagged)
+    input_ids = inputs.to_padded_tensor(pad_id).to(model.device)
+    targets = labels.to_padded_tensor(-100).to(model.device)
+    logits = model(
+        input_ids=input_ids,
+        attention_mask=(input_ids != pad_id).long(),
+        decoder_input_ids=model._shift_right(targets),
+    ).logits
+    return int(((logits.argmax(-1) == targets) | (targets == -100)).all(1).sum())

@@ -1,0 +1,65 @@
+"""Teach mT5 or T5 the language of a domain with a small adapter, and restore damaged text of that domain.
+
+Names are resolved when they are first used, so that importing the package does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from t5refine_peft.config import AdapterConfig, CorruptionConfig, TrainingConfig
+    from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
+    from t5refine_peft.corpus.glossary import Glossary
+    from t5refine_peft.corpus.preparation import prepare_dataset
+    from t5refine_peft.errors import RefineError
+    from t5refine_peft.modeling.base import load_base
+    from t5refine_peft.registry import AdapterRegistry
+    from t5refine_peft.restoration.restorer import Restoration, Restorer
+    from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
+    from t5refine_peft.training.train import TrainResult, train_adapter
+
+_HOMES = {
+    "AdapterConfig": "config",
+    "AdapterRegistry": "registry",
+    "CorruptionConfig": "config",
+    "DataCollatorForTermCorruption": "corpus.collator",
+    "DelayedEarlyStoppingCallback": "training.callbacks",
+    "Glossary": "corpus.glossary",
+    "RefineError": "errors",
+    "Restoration": "restoration.restorer",
+    "Restorer": "restoration.restorer",
+    "TrainResult": "training.train",
+    "TrainingConfig": "config",
+    "load_base": "modeling.base",
+    "prepare_dataset": "corpus.preparation",
+    "train_adapter": "training.train",
+}
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterRegistry",
+    "CorruptionConfig",
+    "DataCollatorForTermCorruption",
+    "DelayedEarlyStoppingCallback",
+    "Glossary",
+    "RefineError",
+    "Restoration",
+    "Restorer",
+    "TrainResult",
+    "TrainingConfig",
+    "load_base",
+    "prepare_dataset",
+    "train_adapter",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,43 @@
+"""The command and its verbs. Heavy imports stay inside the verbs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import typer
+
+from t5refine_peft.cli.demo import demo
+from t5refine_peft.cli.restore import restore
+from t5refine_peft.cli.train import train
+from t5refine_peft.errors import RefineError
+
+app = typer.Typer(
+    name="t5refine",
+    help="Teach mT5 or T5 the language of a domain, and restore damaged text of it. All on this machine.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo)
+app.command()(train)
+app.command()(restore)
+
+
+def main() -> None:
+    """Run the command; a `RefineError` is told in one line and ends with 1."""
+    _quiet()
+    try:
+        app()
+    except RefineError as error:
+        print(f"t5refine: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _quiet() -> None:
+    """Keep the libraries' own progress and notices out of ours; set variables win."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")

@@ -1,0 +1,14 @@
+"""Options that several verbs share: one name, one meaning, written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Base = Annotated[str, typer.Option(help="A model directory, a hub id, or builtin:mt5-mini.")]
+AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
+Seed = Annotated[int, typer.Option(help="Of the split, the masks and the order.")]

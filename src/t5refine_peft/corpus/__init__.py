@@ -1,0 +1,1 @@
+"""Text in, model-ready examples out."""

@@ -1,0 +1,154 @@
+"""From documents to a tokenised dataset, split by document, with its terms found."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+
+from t5refine_peft.corpus.glossary import Glossary
+from t5refine_peft.corpus.passages import split_passages
+from t5refine_peft.corpus.reading import Corpus, Document, Unit, read_documents
+from t5refine_peft.corpus.tokenization import Vocabulary
+from t5refine_peft.errors import RefineError
+
+Split = Literal["train", "validation", "test"]
+
+_MIN_TOKENS = 4
+"""Shorter passages, headings and list marks mostly, have no context to learn from."""
+
+_FEATURES = datasets.Features(
+    {
+        "ids": datasets.List(datasets.Value("int32")),
+        "word_starts": datasets.List(datasets.Value("bool")),
+        "term_spans": datasets.List(datasets.List(datasets.Value("int32"))),
+        "document": datasets.Value("string"),
+        "length": datasets.Value("int32"),
+    }
+)
+
+
+def prepare_dataset(
+    corpus: Corpus,
+    *,
+    vocabulary: Vocabulary,
+    glossary: Glossary | None = None,
+    max_tokens: int = 256,
+    validation_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+    field: str = "text",
+    unit: Unit = "line",
+) -> datasets.DatasetDict:
+    """Read, split by document, tokenise and find terms.
+
+    Which split a document falls into depends on its text and the seed alone, so that one more document moves no
+    other, and equal documents stay together.
+
+    Args:
+        corpus: see `read_documents`; as are `field` and `unit`.
+        vocabulary: the base model's.
+        glossary: the terms to find; None finds none.
+        max_tokens: the longest passage, in tokens.
+        validation_share: share of documents for choosing the best checkpoint.
+        test_share: share of documents for measuring base and adapter.
+        seed: of the split.
+
+    Returns:
+        The splits `train`, `validation` and `test`. A row is a passage: `ids` (tokens,), `word_starts` (tokens,),
+        `term_spans` (terms, 3) with first token, token after the last, and the term's number; `document`, where the
+        text is from; `length` in tokens.
+
+    Raises:
+        RefineError: no text, no term of the glossary in it, or too few documents for three splits.
+    """
+    rows: dict[Split, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    unsplit: list[tuple[float, list[dict[str, Any]]]] = []
+    seen_terms = False
+    for document in read_documents(corpus, field=field, unit=unit):
+        passages = list(_passages(document, vocabulary, glossary, max_tokens))
+        seen_terms = seen_terms or any(row["term_spans"] for row in passages)
+        if passages:
+            unsplit.append((_draw(document.text, seed), passages))
+    if glossary is not None and not seen_terms:
+        raise RefineError(
+            f"none of the {len(glossary.terms)} terms occurs in the corpus (the first is {glossary.terms[0]!r}); "
+            "check that list and corpus are of one language and domain"
+        )
+    for draw, passages in unsplit:
+        split: Split = (
+            "test" if draw < test_share else "validation" if draw < test_share + validation_share else "train"
+        )
+        rows[split] += passages
+    empty = [
+        name for name, share in zip(rows, (1.0, validation_share, test_share), strict=True) if share and not rows[name]
+    ]
+    if empty:
+        raise RefineError(
+            f"the corpus has {len(unsplit)} documents, too few to split into train, validation and test "
+            f"({', '.join(empty)} got none); give more documents (a line of a .txt file is one)"
+        )
+    return datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(part, features=_FEATURES) for name, part in rows.items()}
+    )
+
+
+def prepare_rows(
+    corpus: Corpus,
+    *,
+    vocabulary: Vocabulary,
+    glossary: Glossary | None = None,
+    max_tokens: int = 256,
+    field: str = "text",
+    unit: Unit = "line",
+) -> datasets.Dataset:
+    """Read, tokenise and find terms without splitting: one part that the caller has set apart; see `prepare_dataset`."""
+    documents = read_documents(corpus, field=field, unit=unit)
+    rows = [row for document in documents for row in _passages(document, vocabulary, glossary, max_tokens)]
+    return datasets.Dataset.from_list(rows, features=_FEATURES)
+
+
+def _draw(text: str, seed: int) -> float:
+    """A number in [0, 1) that depends on the text and the seed alone."""
+    digest = hashlib.sha256(f"{seed}\n{text}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _passages(
+    document: Document, vocabulary: Vocabulary, glossary: Glossary | None, max_tokens: int
+) -> Iterator[dict[str, Any]]:
+    encoding = vocabulary.encode(document.text)
+    word_starts = vocabulary.words(encoding, document.text)
+    spans = term_token_spans(document.text, encoding.starts, encoding.ends, glossary) if glossary else []
+    for part in split_passages(document.text, encoding, word_starts, max_tokens=max_tokens):
+        if part.stop - part.start < _MIN_TOKENS:
+            continue
+        yield {
+            "ids": encoding.ids[part],
+            "word_starts": word_starts[part],
+            "term_spans": [
+                [start - part.start, end - part.start, term]
+                for start, end, term in spans
+                if part.start <= start and end <= part.stop
+            ],
+            "document": document.source,
+            "length": part.stop - part.start,
+        }
+
+
+def term_token_spans(text: str, starts: np.ndarray, ends: np.ndarray, glossary: Glossary) -> list[tuple[int, int, int]]:
+    """Token ranges that cover the glossary's terms in `text`, in order, each with the term's number.
+
+    A piece that holds a term's end and more belongs to the term wholly, so that no part of it stays visible; where two
+    terms share such a piece, the second is left out.
+    """
+    found: list[tuple[int, int, int]] = []
+    for match in glossary.find(text):
+        first = int(np.searchsorted(ends, match.start, side="right"))
+        last = int(np.searchsorted(starts, match.end, side="left"))
+        if last > first and (not found or first >= found[-1][1]):
+            found.append((first, last, match.term))
+    return found

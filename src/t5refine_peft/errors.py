@@ -1,0 +1,5 @@
+"""The one kind of error that a user meets: a sentence that says what was expected, what was found, what to do."""
+
+
+class RefineError(Exception):
+    """Something the user can put right. Its message is one sentence, and the command line prints it without a traceback."""

@@ -1,0 +1,60 @@
+"""Low-rank adapters on a base: which matrices, with which scale, saved how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from t5refine_peft.config import AdapterConfig
+from t5refine_peft.modeling.base import Base
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+def add_adapter(base: Base, config: AdapterConfig) -> PeftModel:
+    """Put a fresh adapter on every linear layer of the base but the head; only the adapter is trained, in fp32."""
+    lora = LoraConfig(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=linear_layers(base),
+        use_rslora=True,
+        base_model_name_or_path=base.name,
+    )
+    model = get_peft_model(base.model, lora)
+    model.peft_config["default"].base_model_name_or_path = base.name
+    return model  # type: ignore[return-value]
+
+
+def linear_layers(base: Base) -> list[str]:
+    """Names of the linear layers: attention's and the feed-forward's, not the head."""
+    head = base.model.get_output_embeddings()
+    names = {
+        name.rpartition(".")[2]
+        for name, module in base.model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    return sorted(names)
+
+
+def save_adapter(model: PeftModel, directory: Path) -> None:
+    """Write PEFT's two files, the weights in bf16 and nothing but the adapter's."""
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    halved = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in state.items()}
+    save_file(halved, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = model.peft_config["default"]
+    config.inference_mode, was = True, config.inference_mode
+    try:
+        config.save_pretrained(str(directory))
+    finally:
+        config.inference_mode = was
+
+
+def reload_adapter(model: PeftModel, directory: Path) -> None:
+    """Take the weights of a saved adapter, so that what is measured is what was saved."""
+    set_peft_model_state_dict(model, load_file(directory / WEIGHTS_FILE))

@@ -1,0 +1,1 @@
+"""Text with gaps in, the same text with the gaps filled out."""

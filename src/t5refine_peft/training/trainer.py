@@ -1,0 +1,123 @@
+"""The thin Seq2SeqTrainer of ours: the loss by tokens, evaluation without logits, an order that resumes exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedModel, Seq2SeqTrainer
+
+from t5refine_peft.modeling.base import Base
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A fresh order each epoch in which passages of about one length stand together, so that little is padding.
+
+    The order depends on seed and epoch alone: a resumed run sees the one that it would have seen.
+    """
+
+    def __init__(self, lengths: list[int], *, batch: int, seed: int) -> None:
+        self._lengths = np.asarray(lengths)
+        self._batch = batch
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """accelerate calls this at the beginning of each epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        rng = np.random.default_rng([self._seed, self._epoch])
+        order = rng.permutation(len(self._lengths))
+        pool = 50 * self._batch  # sorted within pools, so that the order stays random at large
+        batches: list[np.ndarray] = []
+        for at in range(0, len(order), pool):
+            part = order[at : at + pool]
+            part = part[np.argsort(-self._lengths[part], kind="stable")]
+            batches += [part[i : i + self._batch] for i in range(0, len(part), self._batch)]
+        shuffled = [batches[i] for i in rng.permutation(len(batches))]
+        shuffled.sort(key=lambda batch: len(batch) < self._batch)  # a short batch goes last
+        return iter(np.concatenate(shuffled).tolist())
+
+
+class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
+    """Trains the adapter on a base."""
+
+    def __init__(self, *args: Any, base: Base, lengths: list[int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._base = base
+        self._lengths = lengths
+        self.tokens_seen = 0
+        self.eval_history: list[tuple[int, float]] = []
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The sum of the label tokens' losses over the label tokens of the whole accumulated batch.
+
+        So the loss and its gradient are the same however a batch is cut into micro-batches; the model's own mean is not
+        (it would weigh each micro-batch equally, and be added up).
+        """
+        loss, count, outputs = token_loss(model, inputs, self._base)
+        self.tokens_seen += int(inputs["attention_mask"].sum()) if model.training else 0
+        loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """Mean loss over all label tokens of the split; no logits are kept."""
+        loader: DataLoader[Any] = self.get_eval_dataloader(eval_dataset)
+        total = tokens = 0.0
+        self.model.eval()
+        for inputs in loader:
+            with torch.inference_mode():
+                loss, count, _ = token_loss(self.model, self._prepare_inputs(inputs), self._base)
+            total, tokens = total + float(loss), tokens + count
+        metrics = {f"{metric_key_prefix}_loss": total / tokens}
+        self.eval_history.append((self.state.global_step, total / tokens))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return LengthGroupedSampler(self._lengths, batch=self.args.train_batch_size, seed=self.args.seed)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """The adapter alone: PEFT would otherwise look up the base to decide whether to save its embedding."""
+        model: PeftModel = self.accelerator.unwrap_model(self.model)
+        model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
+
+
+def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base) -> tuple[torch.Tensor, int, Any]:
+    """Summed cross-entropy in fp32 of the labels that are not -100, their number, and the model's outputs.
+
+    Equals `F.cross_entropy` on the model's own logits.
+    """
+    labels = inputs["labels"]
+    core: PreTrainedModel = base.model
+    with base.autocast():
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            decoder_input_ids=core._shift_right(labels),
+        )
+    logits = outputs.logits.float()
+    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
+    return loss, int((labels != -100).sum()), outputs
