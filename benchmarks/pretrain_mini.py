@@ -40,7 +40,7 @@ from t5refine_peft.config import CorruptionConfig
 from t5refine_peft.corpus.corruption import corrupt
 from t5refine_peft.corpus.tokenization import Vocabulary
 
-SHAPE = dict(d_model=256, d_ff=640, d_kv=64, num_heads=4, num_layers=5, num_decoder_layers=3)
+SHAPE = {"d_model": 256, "d_ff": 640, "d_kv": 64, "num_heads": 4, "num_layers": 5, "num_decoder_layers": 3}
 DENOISERS = (
     CorruptionConfig(mask_share=0.15, mean_span_tokens=2.0),
     CorruptionConfig(mask_share=0.3, mean_span_tokens=1.5),

@@ -13,7 +13,7 @@ class CorruptionConfig:
     """How a passage is masked."""
 
     mask_share: float = 0.2
-    """Share of a passage's tokens that is masked. T5 takes 0.15 (Raffel et al. 2020); terms come on top of random spans."""
+    """Share of a passage's tokens that is masked. T5 takes 0.15 (Raffel et al. 2020); terms come out of it first."""
     mean_span_tokens: float = 3.0
     """Mean length of a random span, in tokens (Raffel et al. 2020)."""
     term_probability: float = 0.5

@@ -2,4 +2,4 @@
 
 
 class RefineError(Exception):
-    """Something the user can put right. Its message is one sentence, and the command line prints it without a traceback."""
+    """Something the user can put right; the command line prints its one sentence without a traceback."""

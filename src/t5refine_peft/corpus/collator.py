@@ -25,7 +25,7 @@ class CorruptionDataset(Dataset[dict[str, Any]]):
         """Wrap a split of `prepare_dataset`; `fresh` masks it anew in each epoch, otherwise always the same way."""
         self._rows = rows.with_format("numpy", columns=["ids", "word_starts"], output_all_columns=True)
         self._fresh = fresh
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Mask as in this epoch from now on, where masks are fresh."""
@@ -70,6 +70,7 @@ class DataCollatorForTermCorruption:
         )
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Corrupt and pad the items of a `CorruptionDataset`."""
         return self.pad([self.example(item) for item in items])
 
     def pad(self, examples: list[Example]) -> dict[str, torch.Tensor]:
@@ -86,7 +87,7 @@ class DataCollatorForTermCorruption:
     def _stack(self, arrays: list[np.ndarray], padding: int | bool, dtype: type) -> torch.Tensor:
         multiple = self.pad_to_multiple_of
         width = -(-max(len(array) for array in arrays) // multiple) * multiple
-        stacked = np.full((len(arrays), width), padding, dtype=dtype)
+        stacked: np.ndarray = np.full((len(arrays), width), padding, dtype=dtype)
         for row, array in zip(stacked, arrays, strict=True):
             row[: len(array)] = array
         return torch.from_numpy(stacked)

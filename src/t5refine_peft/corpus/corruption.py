@@ -76,6 +76,9 @@ def corrupt(
         start = int(words[word])
         last = int(np.searchsorted(ends, start + min(length, left)))
         left -= take(start, int(ends[min(last, len(ends) - 1)]), False)
+    if not spans and len(ids) > 1:  # one long word, say
+        at = int(rng.integers(len(ids)))
+        spans.append((at, at + 1, False))
     return build_example(ids, sorted(spans), term_spans=term_spans, vocabulary=vocabulary)
 
 

@@ -105,7 +105,7 @@ def prepare_rows(
     field: str = "text",
     unit: Unit = "line",
 ) -> datasets.Dataset:
-    """Read, tokenise and find terms without splitting: one part that the caller has set apart; see `prepare_dataset`."""
+    """Read, tokenise and find terms without splitting: a part that the caller has set apart; see `prepare_dataset`."""
     documents = read_documents(corpus, field=field, unit=unit)
     rows = [row for document in documents for row in _passages(document, vocabulary, glossary, max_tokens)]
     return datasets.Dataset.from_list(rows, features=_FEATURES)

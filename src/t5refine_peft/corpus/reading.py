@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ def read_documents(corpus: Corpus, *, field: str = "text", unit: Unit = "line") 
     empty = True
     for document in _documents(corpus, field, unit):
         if document.text.strip():
+            _check_characters(document)
             empty = False
             yield document
     if empty:
@@ -97,14 +99,21 @@ def _file_documents(path: Path, field: str, unit: Unit) -> Iterator[Document]:
     if suffix == ".jsonl":
         yield from _json_lines(path, text, field)
     elif suffix == ".csv":
-        rows = csv.DictReader(text.splitlines(keepends=True))
-        for row in rows:
-            yield Document(f"{path}:{rows.line_num}", _field(row, field, f"{path}, line {rows.line_num}"))
+        yield from _csv_rows(path, text, field)
     elif suffix == ".md" or unit == "file":
         yield Document(str(path), text)
     else:
         for number, line in enumerate(text.split("\n"), start=1):
             yield Document(f"{path}:{number}", line.rstrip("\r"))
+
+
+def _csv_rows(path: Path, text: str, field: str) -> Iterator[Document]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        for row in rows:
+            yield Document(f"{path}:{rows.line_num}", _field(row, field, f"{path}, line {rows.line_num}"))
+    except csv.Error as error:
+        raise RefineError(f"{path}, behind line {rows.line_num}: expected a row of CSV, found {error}") from None
 
 
 def _json_lines(path: Path, text: str, field: str) -> Iterator[Document]:
@@ -115,6 +124,16 @@ def _json_lines(path: Path, text: str, field: str) -> Iterator[Document]:
             except json.JSONDecodeError as error:
                 raise RefineError(f"{path}, line {number}: expected a JSON object, found {error.msg}") from None
             yield Document(f"{path}:{number}", _field(row, field, f"{path}, line {number}"))
+
+
+def _check_characters(document: Document) -> None:
+    """Refuse half a surrogate pair, which JSON can spell and no tokenizer can read."""
+    try:
+        document.text.encode()
+    except UnicodeEncodeError as error:
+        raise RefineError(
+            f"{document.source}: character {error.start} is half a surrogate pair; expected text that UTF-8 can hold"
+        ) from None
 
 
 def _field(row: object, field: str, where: str) -> str:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,6 @@ from t5refine_peft.errors import RefineError
 
 WORD_MARK = "▁"
 SENTINEL_COUNT = 100
-_SPELLED_SENTINEL = re.compile(r"<extra_id_\d+>")
 _NO_WORD_SPACES = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -97,20 +97,37 @@ class Vocabulary:
 
     def encode(self, text: str) -> Encoding:
         """Encode `text` without an end mark. Text that spells a sentinel is text: it gives ordinary pieces."""
-        spelled = [match.start() for match in _SPELLED_SENTINEL.finditer(text)]
-        if not spelled:
-            return self._encode(text, 0)
-        # Each spelling is cut behind its "<", so that no stretch holds a whole one; "<" alone can't be a sentinel.
-        cuts = [0, *(start + 1 for start in spelled), len(text)]
-        parts = [self._encode(text[cuts[0] : cuts[1]], 0)]
-        parts += [self._continue(text[a:b], a) for a, b in zip(cuts[1:], cuts[2:], strict=False)]
+        return self._without_sentinels(text, 0, self._encode(text, 0))
+
+    def _without_sentinels(self, text: str, offset: int, encoding: Encoding) -> Encoding:
+        """`encoding` of `text`, which lies at `offset`; encoded anew in parts where it holds a sentinel.
+
+        The ids tell, not the spelling: normalisation folds many others (full-width letters, say) into a sentinel's.
+        """
+        if encoding.ids.max(initial=0) < min(self.sentinel_ids):  # true of nearly every text
+            return encoding
+        found = np.flatnonzero(np.isin(encoding.ids, self.sentinel_ids))
+        if not found.size:
+            return encoding
+        cuts = [0, *(self._cut(text, offset, encoding, token) for token in found.tolist()), len(text)]
+        parts = [self._without_sentinels(text[: cuts[1]], offset, self._encode(text[: cuts[1]], offset))]
+        for start, end in pairwise(cuts[1:]):
+            part = text[start:end]
+            parts.append(self._without_sentinels(part, offset + start, self._continue(part, offset + start)))
         return Encoding(
             *(np.concatenate(arrays) for arrays in zip(*((p.ids, p.starts, p.ends) for p in parts), strict=True))
         )
 
+    @staticmethod
+    def _cut(text: str, offset: int, encoding: Encoding, token: int) -> int:
+        """A place in `text` inside the piece `token`: behind its first character that is no space, the "<" mostly."""
+        start, end = int(encoding.starts[token]) - offset, int(encoding.ends[token]) - offset
+        spelling = text[start:end]
+        return min(end - len(spelling.lstrip()) + 1, end - 1)
+
     def encode_continuation(self, text: str) -> Encoding:
         """Encode `text` as it would stand right behind other text: no word mark is put in front of it."""
-        return self._continue(text, 0) if text else self._encode(text, 0)
+        return self._without_sentinels(text, 0, self._continue(text, 0))
 
     def _encode(self, text: str, offset: int) -> Encoding:
         found = self._processor.encode_as_offset_mapping(text)
@@ -134,7 +151,7 @@ class Vocabulary:
         return free[0]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`: word marks as spaces, a leading one too; bytes joined to characters; special ids give nothing."""
+        """Text of `ids`: word marks as spaces, bytes joined to characters; special ids give nothing."""
         out: list[str] = []
         pending = bytearray()
         special = self._special
@@ -163,7 +180,7 @@ class Vocabulary:
         first = np.fromiter(
             (_begins_word(text, start) for start in encoding.starts.tolist()), dtype=bool, count=len(encoding.ids)
         )
-        starts = marked | first
+        starts: np.ndarray = marked | first
         behind_bare = np.zeros_like(starts)
         behind_bare[1:] = bare[:-1]  # a word mark of its own begins the word; the piece behind it goes on
         starts &= ~behind_bare

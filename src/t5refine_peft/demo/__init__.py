@@ -1,1 +1,1 @@
-"""The two demo domains, cardiology in English and contract law in Chinese: facts, texts, and the run that shows both."""
+"""The two demo domains, cardiology in English and contract law in Chinese: facts, texts, and the run."""

@@ -65,7 +65,9 @@ class DemoResult:
     examples: list[Example]
 
 
-def run_demo(*, seed: int = 0, callbacks: Callable[[str], Sequence[TrainerCallback]] = lambda domain: ()) -> DemoResult:
+def run_demo(
+    *, seed: int = 0, callbacks: Callable[[str], Sequence[TrainerCallback]] = lambda _domain: ()
+) -> DemoResult:
     """Train an adapter for each demo domain, score base, adapter and the other domain's adapter, and fill two texts."""
     started = time.monotonic()
     base = load_base(BASE)

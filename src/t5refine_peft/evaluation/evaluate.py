@@ -47,7 +47,7 @@ class TermTest:
 
         Passages without terms give no question, nor does a term that is the whole passage.
         """
-        examples = []
+        examples: list[Example] = []
         for number, row in enumerate(rows):
             if len(examples) == limit:
                 break

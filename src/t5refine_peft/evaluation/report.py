@@ -1,4 +1,4 @@
-"""One page on a training run: what the adapter restores, and how it got there. Self-contained, without text of the corpus."""
+"""One page on a training run: what the adapter restores, and how it got there. It holds no text of the corpus."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ class Base:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which every forward of the model runs: bf16 where the base is bf16, else none."""
@@ -86,8 +87,8 @@ def load_base(base: str | Path, *, device: str | None = None, precision: Literal
 def restore_head_flag(model: PreTrainedModel) -> None:
     """Set `tie_word_embeddings` to what is true of the loaded weights.
 
-    `MT5Config` and `UMT5Config` say `True` whatever the file says; a later `tie_weights()` would then overwrite the head
-    with the embedding. Compared by value.
+    `MT5Config` and `UMT5Config` say `True` whatever the file says; a later `tie_weights()` would then overwrite the
+    head with the embedding. Compared by value.
     """
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight

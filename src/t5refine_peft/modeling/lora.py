@@ -28,7 +28,7 @@ def add_adapter(base: Base, config: AdapterConfig) -> PeftModel:
     )
     model = get_peft_model(base.model, lora)
     model.peft_config["default"].base_model_name_or_path = base.name
-    return model  # type: ignore[return-value]
+    return model
 
 
 def linear_layers(base: Base) -> list[str]:

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from t5refine_peft.corpus.tokenization import Vocabulary
 
 
-class SentinelOrderLogitsProcessor(LogitsProcessor):
+class SentinelOrderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
     """Allow only answers of the form: first sentinel, its tokens, second sentinel, its tokens, ..., end mark.
 
     Every gap gets at least one ordinary token and at most `max_gap_tokens`. The state is read from the ids generated so

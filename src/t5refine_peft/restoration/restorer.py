@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -130,9 +130,31 @@ class Restorer:
                 self._default = default
 
     @overload
-    def restore(self, texts: str, **options: Any) -> Restoration: ...
+    def restore(
+        self,
+        texts: str,
+        *,
+        adapter: str | None = ...,
+        gap: str | None = ...,
+        gaps: Sequence[Sequence[tuple[int, int]]] | None = ...,
+        num_candidates: int = ...,
+        max_gap_tokens: int = ...,
+        batch_size: int = ...,
+    ) -> Restoration: ...
+
     @overload
-    def restore(self, texts: Sequence[str], **options: Any) -> list[Restoration]: ...
+    def restore(
+        self,
+        texts: Sequence[str],
+        *,
+        adapter: str | None = ...,
+        gap: str | None = ...,
+        gaps: Sequence[Sequence[tuple[int, int]]] | None = ...,
+        num_candidates: int = ...,
+        max_gap_tokens: int = ...,
+        batch_size: int = ...,
+    ) -> list[Restoration]: ...
+
     def restore(
         self,
         texts: str | Sequence[str],
@@ -162,8 +184,15 @@ class Restorer:
             RefineError: no such adapter, or ranges that do not fit their text.
         """
         if isinstance(texts, str):
-            return self.restore([texts], adapter=adapter, gap=gap, gaps=gaps, num_candidates=num_candidates,
-                                max_gap_tokens=max_gap_tokens, batch_size=batch_size)[0]  # fmt: skip
+            return self.restore(
+                [texts],
+                adapter=adapter,
+                gap=gap,
+                gaps=gaps,
+                num_candidates=num_candidates,
+                max_gap_tokens=max_gap_tokens,
+                batch_size=batch_size,
+            )[0]
         if gap == "":
             raise RefineError("the gap mark is empty: expected the characters that stand for a gap, such as '???'")
         if gaps is not None and len(gaps) != len(texts):

@@ -28,6 +28,7 @@ class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: i
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
+        """Judge the newest validation loss."""
         loss = kwargs["metrics"]["eval_loss"]
         start = self.start_step * state.max_steps if self.start_step < 1 else self.start_step
         if self.best is None or loss < self.best - self.threshold:

@@ -93,11 +93,13 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         metrics = {f"{metric_key_prefix}_loss": total / tokens}
         self.eval_history.append((self.state.global_step, total / tokens))
         self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return LengthGroupedSampler(self._lengths, batch=self.args.train_batch_size, seed=self.args.seed)
+        return LengthGroupedSampler(
+            self._lengths, batch=self.args.train_batch_size * self.args.gradient_accumulation_steps, seed=self.args.seed
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """The adapter alone: PEFT would otherwise look up the base to decide whether to save its embedding."""

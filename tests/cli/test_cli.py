@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str, stdin: bytes | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-c", "from t5refine_peft.cli.app import main; main()", *map(str, arguments)]
+    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, check=False)
+
+
+def test_help_is_quick_and_imports_no_torch():
+    code = "import sys, t5refine_peft.cli.app; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        result = run("--help")
+        seconds.append(time.perf_counter() - started)
+        assert result.returncode == 0
+    assert {"demo", "train", "restore"} <= set(result.stdout.decode().split())
+    assert min(seconds) < 0.5
+
+
+def test_train_then_restore_files_streams_and_json(tiny_base: Path, corpus, terms, tmp_path: Path):
+    (tmp_path / "corpus.txt").write_text("\n".join(corpus), encoding="utf-8")
+    (tmp_path / "terms.txt").write_text("\n".join(terms), encoding="utf-8")
+    trained = run(
+        "train", "corpus.txt", "--terms", "terms.txt", "--domain", "heart", "--base", tiny_base, "--max-steps", "2",
+        "--device", "cpu", "--json", cwd=tmp_path,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr.decode()
+    result = json.loads(trained.stdout)
+    assert result["steps"] == 2
+    assert (tmp_path / "adapters" / "heart" / "adapter_model.safetensors").stat().st_size == result["adapter_bytes"]
+
+    options = ["--base", tiny_base, "--adapter", "heart", "--device", "cpu"]
+    text = "Ｔhe  ＿＿ patient\r\n合同□生效\n"
+    streamed = run("restore", "-", *options, stdin=text.encode(), cwd=tmp_path)
+    assert streamed.returncode == 0, streamed.stderr.decode()
+    restored = streamed.stdout.decode()
+    assert restored.startswith("Ｔhe  ")
+    assert " patient\r\n合同" in restored
+    assert restored.endswith("生效\n")
+
+    rows = [{"id": 7, "inputs": "takes <extra_id_0> for"}, {"text": "no gap"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    filled = run("restore", "--file", "in.jsonl", "--output", "out.jsonl", *options, cwd=tmp_path)
+    assert filled.returncode == 0, filled.stderr.decode()
+    assert filled.stdout == b""
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines())
+    gap = first["gaps"][0]
+    assert first["id"] == 7
+    assert first["text"][gap["start"] : gap["end"]] == gap["text"]
+    assert (second["text"], second["gaps"]) == ("no gap", [])
+
+    one = run("restore", "a ??? b", "--gap", "???", "--json", *options, cwd=tmp_path)
+    assert len(json.loads(one.stdout)["gaps"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "none.txt", "--domain", "x"], "none.txt does not exist"),
+        (["train", "broken.jsonl", "--domain", "x"], "broken.jsonl, line 1: expected a JSON object"),
+        (["train", "empty.txt", "--domain", "x"], "empty.txt is empty"),
+        (["train", "good.txt", "--domain", "x", "--terms", "blank.txt"], "blank.txt: the glossary holds no term"),
+        (["train", "good.txt", "--domain", "x", "--rank", "0"], "rank must be at least 1, found 0"),
+        (["restore", "a ___", "--adapter", "none"], "no adapter 'none'"),
+        (["restore", "--file", "none.txt"], "none.txt can't be read"),
+        (["restore", "--file", "broken.jsonl"], "broken.jsonl, line 1: expected a JSON object"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_1(tiny_base: Path, tmp_path: Path, arguments: list[str], message: str):
+    (tmp_path / "broken.jsonl").write_text("{\n")
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "blank.txt").write_text(" \n")
+    (tmp_path / "good.txt").write_text("The patient takes furosemide.\n" * 3)
+    result = run(*arguments, "--base", tiny_base, "--device", "cpu", cwd=tmp_path)
+    errors = [line for line in result.stderr.decode().splitlines() if line.startswith("t5refine: ")]
+    assert result.returncode == 1, result.stderr.decode()
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr.decode()
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_wrong_usage_is_exit_2():
+    assert run("train").returncode == 2
+    assert run("restore").returncode == 2

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from t5refine_peft import RefineError
+from t5refine_peft.storage import atomic_directory, fingerprint_files
+
+
+def test_the_old_stays_until_the_new_is_complete(tmp_path: Path):
+    target = tmp_path / "out"
+    with atomic_directory(target) as staged:
+        (staged / "a").write_text("old")
+    with pytest.raises(ValueError, match="stop"), atomic_directory(target) as staged:
+        (staged / "a").write_text("half")
+        raise ValueError("stop")
+    assert (target / "a").read_text() == "old"
+    with atomic_directory(target) as staged:
+        (staged / "b").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path):
+    with (
+        pytest.raises(RefineError, match="No space left on device; what was there is unchanged"),
+        atomic_directory(tmp_path / "out"),
+    ):
+        raise OSError(28, "No space left on device")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fingerprints_depend_on_names_and_contents(tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("x")
+    two.write_text("x")
+    prints = {fingerprint_files([one]), fingerprint_files([two]), fingerprint_files([one, two])}
+    assert len(prints) == 3
+    assert fingerprint_files([one, two]) == fingerprint_files([two, one])

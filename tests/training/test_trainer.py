@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+from t5refine_peft import (
+    AdapterConfig,
+    CorruptionConfig,
+    DataCollatorForTermCorruption,
+    Glossary,
+    TrainingConfig,
+    load_base,
+)
+from t5refine_peft.corpus.collator import CorruptionDataset
+from t5refine_peft.corpus.preparation import prepare_dataset
+from t5refine_peft.modeling.lora import add_adapter
+from t5refine_peft.training.train import _trainer
+from t5refine_peft.training.trainer import LengthGroupedSampler, token_loss
+
+
+class KeepGradients(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.gradients = {n: p.grad.clone() for n, p in kwargs["model"].named_parameters() if p.grad is not None}
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if logs and "loss" in logs:
+            self.loss = logs["loss"]
+
+
+def one_step(tiny_base: Path, corpus, terms, run: Path, micro_batch: int) -> KeepGradients:
+    base = load_base(tiny_base, device="cpu", precision="float32")
+    splits = prepare_dataset(corpus, vocabulary=base.vocabulary, glossary=Glossary(terms))
+    splits["train"] = splits["train"].select(range(8))
+    config = TrainingConfig(
+        adapter=AdapterConfig(rank=4, dropout=0.0), batch=8, micro_batch=micro_batch, max_steps=1, max_gradient_norm=1e9
+    )
+    torch.manual_seed(0)
+    kept = KeepGradients()
+    collator = DataCollatorForTermCorruption(base.vocabulary, CorruptionConfig(random_only=0.0))
+    _trainer(add_adapter(base, config.adapter), base, splits, collator, config, run, [kept]).train()
+    return kept
+
+
+def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(tiny_base, corpus, terms, tmp_path):
+    whole = one_step(tiny_base, corpus, terms, tmp_path / "8x1", 8)
+    pieces = one_step(tiny_base, corpus, terms, tmp_path / "1x8", 1)
+    assert pieces.loss == pytest.approx(whole.loss, rel=1e-4)
+    assert whole.gradients.keys() == pieces.gradients.keys()
+    for name, gradient in whole.gradients.items():
+        assert torch.allclose(pieces.gradients[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max()))), name
+    assert max(float(g.abs().max()) for g in whole.gradients.values()) > 1e-3
+
+
+def test_the_loss_is_cross_entropy_on_the_models_own_logits(base, corpus, terms):
+    rows = prepare_dataset(corpus, vocabulary=base.vocabulary, glossary=Glossary(terms))["train"]
+    collator = DataCollatorForTermCorruption(base.vocabulary, CorruptionConfig())
+    dataset = CorruptionDataset(rows, fresh=True)
+    batch = collator([dataset[n] for n in range(6)])
+    loss, count, _ = token_loss(base.model, batch, base)
+    logits = base.model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
+    ).logits
+    reference = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1), ignore_index=-100)
+    assert count == int((batch["labels"] != -100).sum())
+    assert float(loss) / count == pytest.approx(float(reference), rel=1e-6)
+
+
+def test_the_order_is_complete_grouped_and_depends_on_the_epoch():
+    lengths = [(n * 37) % 101 for n in range(1000)]
+    sampler = LengthGroupedSampler(lengths, batch=10, seed=0)
+    first = list(sampler)
+    assert sorted(first) == list(range(1000))
+    assert first == list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    spread = [
+        max(map(lengths.__getitem__, first[i : i + 10])) - min(map(lengths.__getitem__, first[i : i + 10]))
+        for i in range(0, 1000, 10)
+    ]
+    assert sum(spread) / len(spread) < 10
