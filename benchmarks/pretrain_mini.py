@@ -75,7 +75,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Batch:
-    """Tensors of one step: (rows, length) each; the sentinels of the inputs and the first token that each stands for."""
+    """Tensors of one step, (rows, length) each; places of the sentinels, and the first token that each stands for."""
 
     input_ids: torch.Tensor
     labels: torch.Tensor
@@ -84,7 +84,7 @@ class Batch:
 
 
 def batches(passages: Passages, vocabulary: Vocabulary, seed: int, skip: int) -> Iterator[Batch]:
-    """Yield batches of about BATCH_TOKENS input tokens for ever; `skip` of them are passed over, for resuming."""
+    """Yield batches of about BATCH_TOKENS input tokens for ever, from number `skip` on, for resuming."""
     number = skip
     while True:
         rng = np.random.default_rng([seed, number])
@@ -127,7 +127,7 @@ def _pad(arrays: list[np.ndarray], value: int) -> torch.Tensor:
 
 
 def new_model(vocabulary: Vocabulary, rows: int) -> MT5ForConditionalGeneration:
-    """A fresh mT5 with an untied head that starts at zero, so that the first loss is the logarithm of the vocabulary."""
+    """A fresh mT5 with an untied head that starts at zero: the first loss is the logarithm of the vocabulary."""
     config = MT5Config(
         vocab_size=rows,
         dropout_rate=0.0,
@@ -242,7 +242,7 @@ def train(options: argparse.Namespace) -> None:
         optimizer.load(saved["optimizer"])
         step, tokens, seconds_before = saved["step"], saved["tokens"], saved["seconds"]
     if options.export:
-        export(model, optimizer, vocabulary, options, held_out, step=step, tokens=tokens, seconds=seconds_before)
+        export(model, vocabulary, options, held_out, step=step, tokens=tokens, seconds=seconds_before)
         return
     started = time.monotonic()
     averages = np.zeros(2)
@@ -282,7 +282,6 @@ def save(path: Path, optimizer: Optimizer, step: int, tokens: int, seconds: floa
 
 def export(
     model: MT5ForConditionalGeneration,
-    optimizer: Optimizer,
     vocabulary: Vocabulary,
     options: argparse.Namespace,
     held_out: dict[str, Any],

@@ -9,9 +9,18 @@ import t5refine_peft
 
 ROOT = Path(t5refine_peft.__file__).parent
 FLOORS = {
-    "errors": 1, "config": 1, "storage": 1, "corpus": 2, "registry": 2, "modeling": 3, "restoration": 4, "evaluation": 5,
-    "training": 6, "demo": 7, "cli": 8,
-}  # fmt: skip
+    "errors": 1,
+    "config": 1,
+    "storage": 1,
+    "corpus": 2,
+    "registry": 2,
+    "modeling": 3,
+    "restoration": 4,
+    "evaluation": 5,
+    "training": 6,
+    "demo": 7,
+    "cli": 8,
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -8,13 +8,18 @@ from t5refine_peft import RefineError
 from t5refine_peft.storage import atomic_directory, fingerprint_files
 
 
+def fail_halfway(target: Path) -> None:
+    with atomic_directory(target) as staged:
+        (staged / "a").write_text("half")
+        raise ValueError("stop")
+
+
 def test_the_old_stays_until_the_new_is_complete(tmp_path: Path):
     target = tmp_path / "out"
     with atomic_directory(target) as staged:
         (staged / "a").write_text("old")
-    with pytest.raises(ValueError, match="stop"), atomic_directory(target) as staged:
-        (staged / "a").write_text("half")
-        raise ValueError("stop")
+    with pytest.raises(ValueError, match="stop"):
+        fail_halfway(target)
     assert (target / "a").read_text() == "old"
     with atomic_directory(target) as staged:
         (staged / "b").write_text("new")

@@ -44,7 +44,7 @@ def test_twelve_everyday_subjects_none_of_them_a_demo_domain(language: str):
         assert not any("{" in text for text in train + test)
 
 
-def test_a_reserved_pair_of_row_and_sentence_is_never_trained_on(tmp_path: Path):
+def test_a_reserved_pair_of_row_and_sentence_is_never_trained_on():
     subject = Subject.load(next(EVERYDAY.glob("en/*.toml")))
     for table in subject.tables:
         for row in range(len(table.rows)):

@@ -52,7 +52,7 @@ def test_a_model_that_knows_the_answer_scores_one(base, parts, monkeypatch):
     collator, test = parts
     wrong = {"count": 0}
 
-    def oracle(model, vocabulary, inputs, gap_counts):
+    def oracle(_model, _vocabulary, inputs, _gap_counts):
         by_input = {tuple(example.input_ids): example for example in test.examples}
         answers = []
         for ids in inputs:

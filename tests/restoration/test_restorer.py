@@ -106,9 +106,9 @@ def test_the_default_adapter_and_its_absence(tiny_base: Path, adapters: Path):
         assert restorer.restore(text) == alone
 
 
-def test_unknown_adapters_and_those_of_another_base_are_refused(tiny_base: Path, adapters: Path, tmp_path: Path):
+def test_unknown_adapters_and_those_of_another_base_are_refused(tiny_base: Path, adapters: Path):
     restorer = Restorer(load_base(tiny_base, device="cpu", precision="float32"), adapters_dir=adapters)
-    with pytest.raises(RefineError, match="no adapter 'hart' in .*: found heart, law; did you mean heart"):
+    with pytest.raises(RefineError, match=r"no adapter 'hart' in .*: found heart, law; did you mean heart"):
         restorer.load_adapter("hart")
     with pytest.raises(RefineError, match="can't name an adapter"):
         restorer.load_adapter("../heart")

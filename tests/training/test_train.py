@@ -11,16 +11,23 @@ from transformers import TrainerCallback
 from t5refine_peft import AdapterConfig, RefineError, Restorer, TrainingConfig, load_base, train_adapter
 
 CONFIG = TrainingConfig(
-    adapter=AdapterConfig(rank=4, dropout=0.0), max_steps=12, eval_steps=4, batch=8, learning_rate=1e-2, device="cpu",
-    precision="float32", validation_share=0.2, test_share=0.2, start_step=0.9,
-)  # fmt: skip
+    adapter=AdapterConfig(rank=4, dropout=0.0),
+    max_steps=12,
+    eval_steps=4,
+    batch=8,
+    learning_rate=1e-2,
+    device="cpu",
+    precision="float32",
+    validation_share=0.2,
+    test_share=0.2,
+    start_step=0.9,
+)
 
 
 def train(tiny_base: Path, corpus, terms, where: Path, **options):
-    return train_adapter(
-        corpus, domain="heart", glossary=terms, base=tiny_base, adapters_dir=where / "adapters", runs_dir=where / "runs",
-        **{"config": CONFIG, **options},
-    )  # fmt: skip
+    places = {"adapters_dir": where / "adapters", "runs_dir": where / "runs"}
+    options = {"config": CONFIG, **places, **options}
+    return train_adapter(corpus, domain="heart", glossary=terms, base=tiny_base, **options)
 
 
 def test_a_run_writes_a_measured_adapter_and_leaves_the_base_as_it_was(tiny_base, corpus, terms, tmp_path):
@@ -86,12 +93,10 @@ def test_training_without_a_glossary_scores_no_terms(tiny_base, corpus, tmp_path
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tiny_base, corpus, terms, tmp_path, change, message):
-    options = {"corpus": corpus, "domain": "heart", "glossary": terms, **change}
+    places = {"adapters_dir": tmp_path / "adapters", "runs_dir": tmp_path / "runs"}
+    options = {"corpus": corpus, "domain": "heart", "glossary": terms, "config": CONFIG, **places, **change}
     with pytest.raises(RefineError, match=message):
-        train_adapter(
-            options.pop("corpus"), base=tiny_base, adapters_dir=tmp_path / "adapters", runs_dir=tmp_path / "runs", config=CONFIG,
-            **options,
-        )  # fmt: skip
+        train_adapter(options.pop("corpus"), base=tiny_base, **options)
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

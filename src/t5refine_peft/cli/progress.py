@@ -20,10 +20,12 @@ class ProgressLines(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the clock."""
         self._started = time.monotonic()
         self._first_step = state.global_step
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Print the line."""
         passed = time.monotonic() - self._started
         done = max(1, state.global_step - self._first_step)
         left = passed / done * (state.max_steps - state.global_step)

@@ -130,7 +130,7 @@ class Restorer:
                 self._default = default
 
     @overload
-    def restore(
+    def restore(  # type: ignore[overload-overlap]
         self,
         texts: str,
         *,
@@ -140,7 +140,7 @@ class Restorer:
         num_candidates: int = ...,
         max_gap_tokens: int = ...,
         batch_size: int = ...,
-    ) -> Restoration: ...
+    ) -> Restoration: ...  # a str is a Sequence[str] too: this one goes first
 
     @overload
     def restore(
