@@ -6,7 +6,7 @@ import pytest
 
 from t5refine_peft import Glossary, RefineError
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, load_domain, test_documents, training_documents
+from t5refine_peft.demo.texts import DOMAINS, load_domain, held_out_documents, training_documents
 
 EVERYDAY = Path(__file__).parents[2] / "benchmarks" / "everyday"
 
@@ -23,10 +23,10 @@ def test_a_demo_domain_has_terms_and_documents_enough(name: str):
 
 
 @pytest.mark.parametrize("name", DOMAINS)
-def test_test_documents_say_known_facts_in_new_words(name: str):
+def test_held_out_documents_say_known_facts_in_new_words(name: str):
     domain = load_domain(name)
     known = "\n".join(training_documents(domain))
-    for document in test_documents(domain):
+    for document in held_out_documents(domain):
         assert document not in known
     for table in domain.tables:
         assert table.test_sentences

@@ -48,8 +48,9 @@ def read_documents(corpus: Corpus, *, field: str = "text", unit: Unit = "line") 
             empty = False
             yield document
     if empty:
-        what = corpus if isinstance(corpus, str | Path) else "the corpus"
-        raise RefineError(f"{what} is empty: expected at least one document with text in it")
+        paths = [corpus] if isinstance(corpus, str | Path) else [item for item in corpus if isinstance(item, Path)]
+        what = f"{', '.join(map(str, paths))} is" if paths else "the corpus is"
+        raise RefineError(f"{what} empty: expected at least one document with text in it")
 
 
 def read_text(path: Path) -> str:

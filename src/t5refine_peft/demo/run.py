@@ -16,7 +16,7 @@ from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.preparation import prepare_rows
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, load_domain, test_documents, training_documents, validation_documents
+from t5refine_peft.demo.texts import DOMAINS, load_domain, held_out_documents, training_documents, validation_documents
 from t5refine_peft.evaluation.evaluate import TermTest, score_terms
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.restoration.restorer import Restorer
@@ -25,12 +25,12 @@ from t5refine_peft.training.train import TrainResult, train_adapter
 BASE = "builtin:mt5-mini"
 
 DEMO_CONFIG = TrainingConfig(
-    adapter=AdapterConfig(rank=16, dropout=0.0),
-    corruption=CorruptionConfig(mask_share=0.3, term_probability=0.6, all_occurrences=1.0, random_only=0.1),
+    adapter=AdapterConfig(rank=20, dropout=0.0),
+    corruption=CorruptionConfig(mask_share=0.2, term_probability=0.4, all_occurrences=1.0, random_only=0.0),
     learning_rate=5e-3,
-    batch=48,
-    max_steps=220,
-    eval_steps=110,
+    batch=32,
+    max_steps=150,
+    eval_steps=75,
     warmup_share=0.05,
 )
 """For a base of 13 M parameters and a minute on two cores: more masked and a higher rate than for a real base."""
@@ -103,7 +103,7 @@ def _prepare(subject: Subject, base: Base) -> DatasetDict:
     parts = {
         "train": training_documents(subject),
         "validation": validation_documents(subject),
-        "test": test_documents(subject),
+        "test": held_out_documents(subject),
     }
     return DatasetDict(
         {name: prepare_rows(texts, vocabulary=base.vocabulary, glossary=glossary) for name, texts in parts.items()}
@@ -133,7 +133,7 @@ def _domain_result(result: TrainResult, other: float) -> DomainResult:
 
 def _example(subject: Subject, restorer: Restorer, name: str) -> Example:
     """A held-out document with its first terms taken out, filled by base, right and wrong adapter."""
-    text = test_documents(subject)[0]
+    text = held_out_documents(subject)[0]
     matches = Glossary(subject.terms()).find(text)[1:6:2]
     ranges = [(match.start, match.end) for match in matches]
     wrong = next(domain for domain in DOMAINS if domain != name)

@@ -31,6 +31,6 @@ def validation_documents(domain: Subject) -> list[str]:
     return list(domain.documents(VALIDATION_DOCUMENTS, split="train", seed=_SEED + 1))
 
 
-def test_documents(domain: Subject) -> list[str]:
+def held_out_documents(domain: Subject) -> list[str]:
     """Documents in wordings that training never shows."""
     return list(domain.documents(TEST_DOCUMENTS, split="test", seed=_SEED))

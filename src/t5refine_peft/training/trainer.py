@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 
+from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.modeling.base import Base
 
 
@@ -21,15 +22,22 @@ class LengthGroupedSampler(Sampler[int]):
     The order depends on seed and epoch alone: a resumed run sees the one that it would have seen.
     """
 
-    def __init__(self, lengths: list[int], *, batch: int, seed: int) -> None:
+    def __init__(self, lengths: list[int], *, batch: int, seed: int, dataset: CorruptionDataset | None = None) -> None:
+        """Order passages of these `lengths` (tokens) for steps of `batch`; `dataset` is told each epoch as well."""
         self._lengths = np.asarray(lengths)
         self._batch = batch
         self._seed = seed
+        self._dataset = dataset
         self._epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """accelerate calls this at the beginning of each epoch."""
+        """accelerate calls this at the beginning of each epoch.
+
+        It tells the dataset too, except where a resumed run skips batches: so the sampler does.
+        """
         self._epoch = epoch
+        if self._dataset is not None:
+            self._dataset.set_epoch(epoch)
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -98,7 +106,10 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return LengthGroupedSampler(
-            self._lengths, batch=self.args.train_batch_size * self.args.gradient_accumulation_steps, seed=self.args.seed
+            self._lengths,
+            batch=self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            seed=self.args.seed,
+            dataset=self.train_dataset,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
