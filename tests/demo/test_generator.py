@@ -6,7 +6,7 @@ import pytest
 
 from t5refine_peft import Glossary, RefineError
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, load_domain, held_out_documents, training_documents
+from t5refine_peft.demo.texts import DOMAINS, held_out_documents, load_domain, training_documents
 
 EVERYDAY = Path(__file__).parents[2] / "benchmarks" / "everyday"
 

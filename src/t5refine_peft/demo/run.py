@@ -16,7 +16,7 @@ from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.preparation import prepare_rows
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, load_domain, held_out_documents, training_documents, validation_documents
+from t5refine_peft.demo.texts import DOMAINS, held_out_documents, load_domain, training_documents, validation_documents
 from t5refine_peft.evaluation.evaluate import TermTest, score_terms
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.restoration.restorer import Restorer
@@ -27,10 +27,10 @@ BASE = "builtin:mt5-mini"
 DEMO_CONFIG = TrainingConfig(
     adapter=AdapterConfig(rank=20, dropout=0.0),
     corruption=CorruptionConfig(mask_share=0.2, term_probability=0.4, all_occurrences=1.0, random_only=0.0),
-    learning_rate=5e-3,
+    learning_rate=2e-3,
     batch=32,
-    max_steps=150,
-    eval_steps=75,
+    max_steps=110,
+    eval_steps=55,
     warmup_share=0.05,
 )
 """For a base of 13 M parameters and a minute on two cores: more masked and a higher rate than for a real base."""
