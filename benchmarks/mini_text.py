@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from t5refine_peft.corpus.glossary import Glossary
+from t5refine_peft.corpus.preparation import prepare_rows
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.demo.generator import Split, Subject
 
 EVERYDAY = Path(__file__).parent / "everyday"
-MAX_TOKENS = 96
+MIN_TOKENS, MAX_TOKENS = 8, 96
 HELD_OUT_LINES = 300
 """So many lines at the end of each corpus, whole documents for the most part, are never trained on."""
 GAPS_OF_EACH_SET = 400
@@ -28,17 +30,15 @@ _WORD = re.compile(r"\w")
 class Passage:
     ids: np.ndarray
     word_starts: np.ndarray
+    term_spans: list[tuple[int, int, int]]
 
 
 class Passages:
-    """Passages as one flat array of ids, in order of length, so that a batch holds passages of about one length."""
+    """Passages in order of length, so that a batch holds passages of about one length."""
 
     def __init__(self, passages: list[Passage]) -> None:
-        order = sorted(range(len(passages)), key=lambda index: len(passages[index].ids))
-        self.lengths = np.array([len(passages[index].ids) for index in order])
-        self._ends = np.cumsum(self.lengths)
-        self._ids = np.concatenate([passages[index].ids for index in order])
-        self._word_starts = np.concatenate([passages[index].word_starts for index in order])
+        self._passages = sorted(passages, key=lambda passage: len(passage.ids))
+        self.lengths = np.array([len(passage.ids) for passage in self._passages])
 
     def near(self, length: int, count: int, rng: np.random.Generator) -> Iterator[Passage]:
         """Yield `count` different passages, drawn from the eight times as many whose length is next to `length`."""
@@ -46,47 +46,49 @@ class Passages:
         low = int(np.clip(middle - 4 * count, 0, max(0, len(self.lengths) - 8 * count)))
         high = min(len(self.lengths), low + 8 * count)
         for index in rng.choice(np.arange(low, high), size=min(count, high - low), replace=False):
-            span = slice(self._ends[index] - self.lengths[index], self._ends[index])
-            yield Passage(self._ids[span], self._word_starts[span])
+            yield self._passages[index]
+
+
+def everyday_subjects(language: str = "*") -> list[Subject]:
+    """The subjects of our own, of one language or of all."""
+    return [Subject.load(path) for path in sorted(EVERYDAY.glob(f"{language}/*.toml"))]
 
 
 def everyday_documents(count: int, *, split: Split, seed: int, language: str = "*") -> Iterator[str]:
     """Yield about `count` generated documents, as many of each subject."""
-    subjects = [Subject.load(path) for path in sorted(EVERYDAY.glob(f"{language}/*.toml"))]
+    subjects = everyday_subjects(language)
     for subject in subjects:
         yield from subject.documents(-(-count // len(subjects)), split=split, seed=seed)
 
 
 def load_passages(
     vocabulary: Vocabulary, corpora: list[Path], everyday_share: float, *, seed: int
-) -> tuple[Passages, dict[str, list[tuple[Passage, str]]]]:
-    """Training passages, and held-out sets by name: each item a passage and its text."""
+) -> tuple[Passages, dict[str, list[Passage]]]:
+    """Training passages, and held-out sets by name.
+
+    The terms of the generated text are all the values of its tables, so that corruption masks them whole.
+    """
     real: list[Passage] = []
-    held_out: dict[str, list[tuple[Passage, str]]] = {}
+    held_out: dict[str, list[Passage]] = {}
     for path in corpora:
         lines = path.read_text(encoding="utf-8").splitlines()
-        for line in lines[:-HELD_OUT_LINES]:
-            real.extend(_cut(line, vocabulary))
-        held_out[path.parent.name] = _held_out(lines[-HELD_OUT_LINES:], vocabulary)
+        real += _passages(lines[:-HELD_OUT_LINES], vocabulary)
+        held_out[path.parent.name] = _passages(lines[-HELD_OUT_LINES:], vocabulary)
     count = round(len(real) * everyday_share / (1 - everyday_share)) if real else 100_000
-    everyday = everyday_documents(count, split="train", seed=seed)
-    generated = [passage for text in everyday for passage in _cut(text, vocabulary)]
+    values = Glossary(value for subject in everyday_subjects() for value in subject.values())
+    generated = _passages(everyday_documents(count, split="train", seed=seed), vocabulary, values)
     for language in ("en", "zh"):
         texts = everyday_documents(HELD_OUT_LINES, split="test", seed=seed + 1, language=language)
-        held_out[f"everyday_{language}"] = _held_out(list(texts), vocabulary)
+        held_out[f"everyday_{language}"] = _passages(texts, vocabulary)
     return Passages(real + generated), held_out
 
 
-def _cut(text: str, vocabulary: Vocabulary) -> list[Passage]:
-    encoding = vocabulary.encode(text)
-    words = vocabulary.words(encoding, text)
-    cuts = range(0, len(encoding.ids), MAX_TOKENS)
-    pieces = [Passage(encoding.ids[at : at + MAX_TOKENS], words[at : at + MAX_TOKENS]) for at in cuts]
-    return [piece for piece in pieces if len(piece.ids) >= 8]
-
-
-def _held_out(texts: list[str], vocabulary: Vocabulary) -> list[tuple[Passage, str]]:
-    return [(passage, text) for text in texts for passage in _cut(text, vocabulary)[:1]]
+def _passages(texts: Iterable[str], vocabulary: Vocabulary, glossary: Glossary | None = None) -> list[Passage]:
+    rows = prepare_rows(texts, vocabulary=vocabulary, glossary=glossary, max_tokens=MAX_TOKENS).with_format("numpy")
+    passages = [
+        Passage(row["ids"], row["word_starts"], [tuple(span) for span in row["term_spans"].tolist()]) for row in rows
+    ]
+    return [passage for passage in passages if len(passage.ids) >= MIN_TOKENS]
 
 
 def single_word_gap(
@@ -111,7 +113,7 @@ def _normal(word: str) -> str:
 
 @torch.inference_mode()
 def held_out_exact_match(
-    model: Any, held_out: dict[str, list[tuple[Passage, str]]], vocabulary: Vocabulary
+    model: Any, held_out: dict[str, list[Passage]], vocabulary: Vocabulary
 ) -> dict[str, dict[str, float]]:
     """Exact match of single-word gaps by greedy decoding, beside always answering the set's most frequent word.
 
@@ -121,7 +123,7 @@ def held_out_exact_match(
     results = {}
     for name, items in held_out.items():
         rng = np.random.default_rng(0)
-        gaps = [single_word_gap(passage, vocabulary, rng) for _ in range(3) for passage, _ in items]
+        gaps = [single_word_gap(passage, vocabulary, rng) for _ in range(3) for passage in items]
         gaps = [gap for gap in gaps if gap is not None][:GAPS_OF_EACH_SET]
         right = 0
         for at in range(0, len(gaps), 50):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import string
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from mini_text import everyday_documents
 
 PIECES = 12_000
 SENTINELS = 100
-LINES_OF_EACH_CORPUS = 20_000
+SENTENCE_LINES = 40_000
+"""Lines of generated text."""
+CORPUS_CHARACTERS = 2_000_000
+"""So much of each corpus; its lines are drawn at random."""
 
 
 def train_tokenizer(directory: Path, corpora: list[Path], *, seed: int) -> None:
@@ -38,6 +42,7 @@ def train_tokenizer(directory: Path, corpora: list[Path], *, seed: int) -> None:
         minloglevel=2,
     )
     model = sentencepiece_model_pb2.ModelProto.FromString(prefix.with_suffix(".model").read_bytes())
+    _join_word_mark(model)
     for number in reversed(range(SENTINELS)):
         piece = model.pieces.add()
         piece.piece, piece.score = f"▁<extra_id_{number}>", 0.0
@@ -50,9 +55,29 @@ def train_tokenizer(directory: Path, corpora: list[Path], *, seed: int) -> None:
     (directory / "special_tokens_map.json").write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
 
 
+def _join_word_mark(model: sentencepiece_model_pb2.ModelProto) -> None:
+    """Keep the word mark from standing alone before a Latin letter.
+
+    Chinese text has a bare mark at the head of every line, which makes it so cheap a piece that rare English words
+    would begin with it, and with it alone: a first token that tells nothing. So the bare mark is made dear, and each
+    letter gets a piece with the mark, in the place of the rarest pieces.
+    """
+    scores = {piece.piece: piece.score for piece in model.pieces}
+    marked = [f"▁{letter}" for letter in string.ascii_letters if letter in scores and f"▁{letter}" not in scores]
+    longer = [piece for piece in model.pieces if piece.type == piece.NORMAL and len(piece.piece.lstrip("▁")) > 1]
+    for piece, name in zip(sorted(longer, key=lambda piece: piece.score), marked, strict=False):
+        piece.piece, piece.score = name, scores[name[1]] + scores["▁"]
+    next(piece for piece in model.pieces if piece.piece == "▁").score = 2 * min(scores.values())
+
+
 def _lines(corpora: list[Path], seed: int) -> Iterator[str]:
     picker = random.Random(seed)
-    yield from everyday_documents(LINES_OF_EACH_CORPUS, split="train", seed=seed)
+    yield from everyday_documents(SENTENCE_LINES, split="train", seed=seed)
     for path in corpora:
         lines = path.read_text(encoding="utf-8").splitlines()
-        yield from picker.sample(lines, min(len(lines), LINES_OF_EACH_CORPUS))
+        picker.shuffle(lines)
+        left = CORPUS_CHARACTERS
+        for line in lines:
+            if (left := left - len(line)) < 0:
+                break
+            yield line

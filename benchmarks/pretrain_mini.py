@@ -31,8 +31,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file
+from sentencepiece import SentencePieceProcessor
 from torch import nn
 from transformers import MT5Config, MT5ForConditionalGeneration
+from transformers.models.mt5.modeling_mt5 import MT5LayerNorm
 
 from mini_text import Passages, held_out_exact_match, load_passages
 from mini_tokenizer import train_tokenizer
@@ -47,7 +50,13 @@ DENOISERS = (
     CorruptionConfig(mask_share=0.3, mean_span_tokens=3.0),
     CorruptionConfig(mask_share=0.5, mean_span_tokens=4.0),
 )
-BATCH_TOKENS = 9_600
+TERM_DENOISERS = (
+    CorruptionConfig(mask_share=0.2, mean_span_tokens=2.0, term_probability=0.3, all_occurrences=1.0, random_only=0.0),
+    CorruptionConfig(mask_share=0.4, mean_span_tokens=2.0, term_probability=0.6, all_occurrences=1.0, random_only=0.0),
+)
+"""Half of the passages with known terms get one of these: a value is masked wherever it stands, so that it has to be
+recalled from the values beside it and can't be copied. That is just what an adapter will have to learn."""
+BATCH_TOKENS = 4_800
 ENCODER_LOSS_WEIGHT = 0.5
 WARMUP_STEPS = 100
 
@@ -93,13 +102,14 @@ def batches(passages: Passages, vocabulary: Vocabulary, seed: int, skip: int) ->
         length = passages.lengths[rng.integers(len(passages.lengths))]
         rows = max(1, BATCH_TOKENS // max(int(length), 16))
         for passage in passages.near(int(length), rows, rng):
+            choice = TERM_DENOISERS if passage.term_spans and rng.random() < 0.5 else DENOISERS
             examples.append(
                 corrupt(
                     passage.ids,
                     word_starts=passage.word_starts,
-                    term_spans=(),
+                    term_spans=passage.term_spans if choice is TERM_DENOISERS else (),
                     vocabulary=vocabulary,
-                    config=DENOISERS[rng.integers(len(DENOISERS))],
+                    config=choice[rng.integers(len(choice))],
                     rng=rng,
                 )
             )
@@ -137,13 +147,37 @@ def new_model(vocabulary: Vocabulary, rows: int) -> MT5ForConditionalGeneration:
         decoder_start_token_id=vocabulary.pad_id,
         **SHAPE,
     )
-    model = MT5ForConditionalGeneration(config)
+    model = MT5ForConditionalGeneration._from_config(config, attn_implementation="eager")  # faster here than SDPA
     config.tie_word_embeddings = False
     model.lm_head.weight = nn.Parameter(torch.zeros(rows, SHAPE["d_model"]))
-    for module in model.modules():
+    for module in list(model.modules()):  # the same functions with the same weights, each in one kernel
         if hasattr(module, "act"):
-            module.act = nn.GELU(approximate="tanh")  # the same function as gelu_new, in one kernel
+            module.act = nn.GELU(approximate="tanh")
+        for name, child in module.named_children():
+            if isinstance(child, MT5LayerNorm):
+                setattr(module, name, nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon))
     return model
+
+
+@torch.no_grad()
+def start_from(model: MT5ForConditionalGeneration, vocabulary: Vocabulary, tokenizer: Path, directory: Path) -> None:
+    """Take over the layers of an earlier base of the same shape, and its vocabulary as far as it is ours.
+
+    A piece that both have keeps its rows; a new one gets the mean of the rows of the pieces that it was before.
+    """
+    earlier, pieces = load_file(directory / "model.safetensors"), Vocabulary.load(directory)
+    processors = [SentencePieceProcessor(str(path / "spiece.model")) for path in (tokenizer, directory)]
+    rows = []
+    for token in range(len(processors[0])):
+        same = processors[1].piece_to_id(processors[0].id_to_piece(token))
+        before = pieces.encode_continuation(vocabulary.decode([token])).ids
+        rows.append([same] if same != pieces.unk_id or token == vocabulary.unk_id else before.astype("int64"))
+    for name, weight in model.named_parameters():
+        old = earlier[name].float()
+        if name in ("shared.weight", "lm_head.weight"):
+            weight[: len(rows)] = torch.stack([old[row].mean(0) for row in rows])
+        else:
+            weight.copy_(old)
 
 
 class Optimizer:
@@ -234,6 +268,8 @@ def train(options: argparse.Namespace) -> None:
     print(f"{len(passages.lengths):,} passages, {int(passages.lengths.sum()):,} tokens", flush=True)
     torch.manual_seed(options.seed)
     model = new_model(vocabulary, rows).to(options.device)
+    if options.start_from:
+        start_from(model, vocabulary, output / "tokenizer", options.start_from)
     optimizer = Optimizer(model)
     step, tokens, seconds_before = 0, 0, 0.0
     checkpoint = output / "checkpoint.pt"
@@ -306,6 +342,7 @@ def export(
             "everyday_share": options.everyday_share,
             "corpora": [f"{path.parent.name}/{path.name}" for path in options.corpus],
         },
+        "started_from": json.loads((options.start_from / "card.json").read_text()) if options.start_from else None,
         "steps": step,
         "tokens": tokens,
         "seconds": round(seconds),
@@ -321,6 +358,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="directory of the tokenizer and the checkpoint")
     parser.add_argument("--corpus", type=Path, action="append", default=[], help="a text file, a paragraph a line")
+    parser.add_argument("--start-from", type=Path, help="an earlier base of the same shape, to go on from its weights")
     parser.add_argument("--everyday-share", type=float, default=0.6, help="share of generated text among passages")
     parser.add_argument("--minutes", type=float, default=0.0, help="length of the whole schedule in minutes")
     parser.add_argument("--steps", type=int, default=0, help="length of the whole schedule in steps")

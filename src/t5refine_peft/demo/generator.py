@@ -94,6 +94,11 @@ class Subject:
                     found.update(dict.fromkeys(row[table.columns.index(name)]))
         return list(found)
 
+    def values(self) -> list[str]:
+        """Every value of any column, once, in the order of the file."""
+        found = (value for table in self.tables for row in table.rows for cell in row for value in cell)
+        return list(dict.fromkeys(found))
+
     def documents(self, count: int, *, split: Split, seed: int, max_sentences: int = 5) -> Iterator[str]:
         """Yield ``count`` documents of one to ``max_sentences`` sentences; the same seed gives the same documents."""
         picker = random.Random(f"{self.name} {split} {seed}")
