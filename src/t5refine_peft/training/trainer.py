@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, Seq2SeqTrainer
 
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.modeling.base import Base
+from t5refine_peft.modeling.forward import LabelStates, packed_forward
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -78,10 +79,10 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         So the loss and its gradient are the same however a batch is cut into micro-batches; the model's own mean is not
         (it would weigh each micro-batch equally, and be added up).
         """
-        loss, count, outputs = token_loss(model, inputs, self._base)
+        loss, count = token_loss(model, inputs, self._base)
         self.tokens_seen += int(inputs["attention_mask"].sum()) if model.training else 0
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
+        return (loss, {}) if return_outputs else loss
 
     def evaluate(
         self,
@@ -96,7 +97,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self.model.eval()
         for inputs in loader:
             with torch.inference_mode():
-                loss, count, _ = token_loss(self.model, self._prepare_inputs(inputs), self._base)
+                loss, count = token_loss(self.model, self._prepare_inputs(inputs), self._base)
             total, tokens = total + float(loss), tokens + count
         metrics = {f"{metric_key_prefix}_loss": total / tokens}
         self.eval_history.append((self.state.global_step, total / tokens))
@@ -118,19 +119,16 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
 
 
-def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base) -> tuple[torch.Tensor, int, Any]:
-    """Summed cross-entropy in fp32 of the labels that are not -100, their number, and the model's outputs.
+def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base) -> tuple[torch.Tensor, int]:
+    """Summed cross-entropy in fp32 of the labels that are not -100, and their number.
 
     Equals `F.cross_entropy` on the model's own logits.
     """
-    labels = inputs["labels"]
     core: PreTrainedModel = base.model
-    with base.autocast():
-        outputs = model(
-            input_ids=inputs["input_ids"],
-            attention_mask=inputs["attention_mask"],
-            decoder_input_ids=core._shift_right(labels),
+    with packed_forward(core):
+        states: LabelStates = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=inputs["labels"]
         )
-    logits = outputs.logits.float()
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
-    return loss, int((labels != -100).sum()), outputs
+    logits = core.get_output_embeddings()(states.hidden).float()
+    loss = F.cross_entropy(logits, states.labels, ignore_index=-100, reduction="sum")
+    return loss, int((states.labels != -100).sum())
