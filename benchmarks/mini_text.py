@@ -23,6 +23,8 @@ MIN_TOKENS, MAX_TOKENS = 8, 96
 HELD_OUT_LINES = 300
 """So many lines at the end of each corpus, whole documents for the most part, are never trained on."""
 GAPS_OF_EACH_SET = 400
+SPELLING_WEIGHT = 12
+"""So many times a subject's share goes to the lists of long words, so that the model can read and write each."""
 _WORD = re.compile(r"\w")
 
 
@@ -55,10 +57,12 @@ def everyday_subjects(language: str = "*") -> list[Subject]:
 
 
 def everyday_documents(count: int, *, split: Split, seed: int, language: str = "*") -> Iterator[str]:
-    """Yield about `count` generated documents, as many of each subject."""
+    """Yield about `count` generated documents, as many of each subject; for training, of the spelling lists more."""
     subjects = everyday_subjects(language)
-    for subject in subjects:
-        yield from subject.documents(-(-count // len(subjects)), split=split, seed=seed)
+    more = SPELLING_WEIGHT if split == "train" else 1
+    weights = [more if subject.name == "spelling" else 1 for subject in subjects]
+    for subject, weight in zip(subjects, weights, strict=True):
+        yield from subject.documents(-(-count * weight // sum(weights)), split=split, seed=seed)
 
 
 def load_passages(

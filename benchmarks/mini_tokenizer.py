@@ -1,4 +1,8 @@
-"""Train the built-in base's tokenizer: SentencePiece unigram in mT5's layout, with the sentinels on top."""
+"""Train the built-in base's tokenizer: SentencePiece unigram in mT5's layout, with the sentinels on top.
+
+As the official vocabulary does, it has pieces for specialised words, the demo domains' among them; the base's weights
+see none of the demo's text.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,11 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from mini_text import everyday_documents
+from t5refine_peft.demo.texts import DOMAINS, load_domain, training_documents
 
 PIECES = 12_000
 SENTINELS = 100
-SENTENCE_LINES = 40_000
+SENTENCE_LINES = 30_000
 """Lines of generated text."""
 CORPUS_CHARACTERS = 2_000_000
 """So much of each corpus; its lines are drawn at random."""
@@ -73,6 +78,8 @@ def _join_word_mark(model: sentencepiece_model_pb2.ModelProto) -> None:
 def _lines(corpora: list[Path], seed: int) -> Iterator[str]:
     picker = random.Random(seed)
     yield from everyday_documents(SENTENCE_LINES, split="train", seed=seed)
+    for domain in DOMAINS:
+        yield from training_documents(load_domain(domain))
     for path in corpora:
         lines = path.read_text(encoding="utf-8").splitlines()
         picker.shuffle(lines)

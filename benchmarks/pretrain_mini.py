@@ -163,7 +163,8 @@ def new_model(vocabulary: Vocabulary, rows: int) -> MT5ForConditionalGeneration:
 def start_from(model: MT5ForConditionalGeneration, vocabulary: Vocabulary, tokenizer: Path, directory: Path) -> None:
     """Take over the layers of an earlier base of the same shape, and its vocabulary as far as it is ours.
 
-    A piece that both have keeps its rows; a new one gets the mean of the rows of the pieces that it was before.
+    A piece that both have keeps its rows; a new one gets the mean of the rows of the pieces that it was before, and on
+    top a draw from the distribution of all rows, so that new ones can be told apart (Hewitt 2021).
     """
     earlier, pieces = load_file(directory / "model.safetensors"), Vocabulary.load(directory)
     processors = [SentencePieceProcessor(str(path / "spiece.model")) for path in (tokenizer, directory)]
@@ -171,11 +172,13 @@ def start_from(model: MT5ForConditionalGeneration, vocabulary: Vocabulary, token
     for token in range(len(processors[0])):
         same = processors[1].piece_to_id(processors[0].id_to_piece(token))
         before = pieces.encode_continuation(vocabulary.decode([token])).ids
-        rows.append([same] if same != pieces.unk_id or token == vocabulary.unk_id else before.astype("int64"))
+        kept = same != pieces.unk_id or token == vocabulary.unk_id
+        rows.append(([same], 0.0) if kept else (before.astype("int64"), 0.7))
     for name, weight in model.named_parameters():
         old = earlier[name].float()
         if name in ("shared.weight", "lm_head.weight"):
-            weight[: len(rows)] = torch.stack([old[row].mean(0) for row in rows])
+            spread = torch.distributions.MultivariateNormal(torch.zeros(weight.shape[1]), old[: len(rows)].T.cov())
+            weight[: len(rows)] = torch.stack([old[row].mean(0) + new * spread.sample() for row, new in rows])
         else:
             weight.copy_(old)
 
