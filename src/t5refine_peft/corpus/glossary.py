@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ahocorasick
 
+from t5refine_peft.corpus.characters import written_without_spaces
 from t5refine_peft.corpus.reading import read_text
-from t5refine_peft.corpus.tokenization import written_without_spaces
 from t5refine_peft.errors import RefineError
 
 

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from t5refine_peft.corpus.characters import begins_word
 from t5refine_peft.errors import RefineError
 
 WORD_MARK = "▁"
 SENTINEL_COUNT = 100
-_NO_WORD_SPACES = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-"""Scripts written without spaces: Thai, Lao, Burmese, Khmer, Kana, Han. Each of their pieces may begin a word."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class Encoding:
     Attributes:
         ids: (tokens,) int32 piece ids.
         starts: (tokens,) int32, where each piece begins in the text, in characters.
-        ends: (tokens,) int32, where it ends; a byte that does not complete its character ends where it begins.
+        ends: (tokens,) int32, where it ends. Pieces that share a character (its bytes, or what normalisation makes of
+            it) share its range; a word mark that stands for no space of the text ends where it begins.
     """
 
     ids: np.ndarray
@@ -131,8 +128,20 @@ class Vocabulary:
 
     def _encode(self, text: str, offset: int) -> Encoding:
         found = self._processor.encode_as_offset_mapping(text)
-        offsets = np.array(found["offsets"], dtype=np.int32).reshape(-1, 2) + np.int32(offset)
-        return Encoding(np.array(found["ids"], dtype=np.int32), offsets[:, 0], offsets[:, 1])
+        ids = np.array(found["ids"], dtype=np.int32)
+        flat = np.fromiter(chain.from_iterable(found["offsets"]), dtype=np.int32, count=2 * len(ids))
+        starts, ends = np.ascontiguousarray(flat.reshape(-1, 2).T + np.int32(offset))
+        return Encoding(ids, starts, self._whole_characters(ids, starts, ends))
+
+    def _whole_characters(self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """`ends` where each piece of a character reaches to its end; SentencePiece tells it of the last one only."""
+        inner = (starts == ends) & ~self._bare[ids]
+        if not inner.any():
+            return ends
+        last = np.append(np.flatnonzero(starts[1:] != starts[:-1]), len(ids) - 1)  # of each run with one start
+        whole = ends[last[np.searchsorted(last, np.arange(len(ids)))]]
+        completed: np.ndarray = np.where(inner, whole, ends)
+        return completed
 
     def _continue(self, text: str, offset: int) -> Encoding:
         """Encode behind a neutral prefix, so that SentencePiece's own leading word mark falls on the prefix."""
@@ -170,26 +179,36 @@ class Vocabulary:
     def words(self, encoding: Encoding, text: str) -> np.ndarray:
         """Mark the pieces that begin a word.
 
-        A piece does so where it carries the word mark, where its first character is no letter or digit, where the
-        character before it is none, or in scripts without spaces. A byte inside a character never does.
+        A piece does so where it carries the word mark or a word begins at its first character (see `begins_word`); the
+        piece behind a word mark of its own does not, nor do the pieces inside a character.
 
         Returns:
             (tokens,) bool.
         """
-        marked, bare = self._marked[encoding.ids], self._bare[encoding.ids]
-        first = np.fromiter(
-            (_begins_word(text, start) for start in encoding.starts.tolist()), dtype=bool, count=len(encoding.ids)
-        )
-        starts: np.ndarray = marked | first
-        behind_bare = np.zeros_like(starts)
-        behind_bare[1:] = bare[:-1]  # a word mark of its own begins the word; the piece behind it goes on
-        starts &= ~behind_bare
-        continued = np.zeros_like(starts)
-        continued[1:] = (encoding.starts[1:] == encoding.starts[:-1]) & self._byte[encoding.ids[1:]]
-        starts &= ~(continued & self._byte[np.roll(encoding.ids, 1)])
-        if len(starts):
-            starts[0] = True
+        if not len(encoding.ids):
+            return np.zeros(0, dtype=bool)
+        bare = self._bare[encoding.ids]
+        begins = np.append(begins_word(text), False)[encoding.starts]
+        begins[1:] &= ~bare[:-1] & (encoding.starts[1:] != encoding.starts[:-1])
+        starts: np.ndarray = begins | self._marked[encoding.ids]
+        starts[0] = True
         return starts
+
+    def is_word_mark(self, ids: np.ndarray) -> np.ndarray:
+        """Tell which of `ids`, (tokens,), are a word mark and nothing else; returns (tokens,) bool."""
+        marks: np.ndarray = self._bare[ids]
+        return marks
+
+    def uncovered(self, text: str) -> str:
+        """The characters of `text` that no piece holds, once each: spelled in bytes, or unknown."""
+        encoding = self.encode(text)
+        lost = self._byte[encoding.ids] | (encoding.ids == self.unk_id)
+        chars = [text[start:end] for start, end in zip(encoding.starts[lost], encoding.ends[lost], strict=True)]
+        return "".join(dict.fromkeys("".join(chars)))
+
+    def log_probability(self, ids: np.ndarray) -> float:
+        """The sum of the pieces' scores, in nats: what the tokenizer's unigram model expects of them."""
+        return float(self._scores[ids].sum())
 
     def _piece(self, token: int) -> str:
         return str(self._processor.id_to_piece(token))
@@ -207,22 +226,12 @@ class Vocabulary:
         return np.array([self._piece(i) == WORD_MARK for i in range(len(self._processor))])
 
     @cached_property
+    def _scores(self) -> np.ndarray:
+        return np.array([self._processor.get_score(i) for i in range(len(self._processor))])
+
+    @cached_property
     def _byte(self) -> np.ndarray:
         return np.array([self._processor.is_byte(i) for i in range(len(self._processor))])
-
-
-def written_without_spaces(char: str) -> bool:
-    """Whether `char` is of a script that puts no spaces between words (Han, Kana, Thai, Lao, Khmer, Burmese)."""
-    return _NO_WORD_SPACES.match(char) is not None
-
-
-def _begins_word(text: str, at: int) -> bool:
-    if at >= len(text):
-        return False
-    char = text[at]
-    if not char.isalnum() or written_without_spaces(char):
-        return not unicodedata.combining(char)
-    return at == 0 or not text[at - 1].isalnum() or written_without_spaces(text[at - 1])
 
 
 def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor, directory: Path) -> tuple[int, ...]:
