@@ -16,6 +16,7 @@ _JOINER = 0x200D
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
 
 _LETTER, _UNSPACED, _EXTENDS = 1, 2, 4
+_TABLE_SIZE = 0x20000
 
 
 def written_without_spaces(char: str) -> bool:
@@ -40,7 +41,7 @@ def begins_word(text: str) -> np.ndarray:
     points = code_points(text)
     if not len(points):
         return np.zeros(0, dtype=bool)
-    kinds = _kinds()[np.minimum(points, len(_kinds()) - 1)]
+    kinds = _kinds()[points if points.max() < _TABLE_SIZE else _stand_ins(points)]
     letter = (kinds & _LETTER) > 0
     inside_word = letter & ((kinds & _UNSPACED) == 0)  # letters of scripts with spaces, so far
     goes_on = np.zeros(len(points), dtype=bool)
@@ -61,14 +62,21 @@ def code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
+def _stand_ins(points: np.ndarray) -> np.ndarray:
+    """`points` with those above the first two planes replaced: Han, then variation selectors, then nothing of ours."""
+    selectors = (points >= 0xE0100) & (points < 0xE01F0)
+    known = points < _TABLE_SIZE
+    return np.select([known, points < 0x40000, selectors], [points.astype(np.int64), ord("一"), 0xFE0F], ord(" "))
+
+
 @cache
 def _kinds() -> np.ndarray:
-    """The kind of every code point of the planes that hold scripts; the last entry serves all planes above."""
-    chars = [chr(point) for point in range(0x40000)]
+    """The kind of each code point of the first two planes, (_TABLE_SIZE,) uint8."""
+    chars = [chr(point) for point in range(_TABLE_SIZE)]
     letter = np.array([char.isalnum() for char in chars], dtype=np.uint8) * _LETTER
     extends = np.array([extends_character(char) for char in chars], dtype=np.uint8) * _EXTENDS
     unspaced = np.zeros(len(chars), dtype=np.uint8)
     for match in _NO_WORD_SPACES.finditer("".join(chars)):
         unspaced[match.start()] = _UNSPACED
-    kinds: np.ndarray = np.append(letter | extends | unspaced, np.uint8(0))
+    kinds: np.ndarray = letter | extends | unspaced
     return kinds
