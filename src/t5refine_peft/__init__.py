@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_dataset
-    from t5refine_peft.corpus.term_lists import Term
     from t5refine_peft.errors import RefineError
     from t5refine_peft.modeling.base import load_base
     from t5refine_peft.registry import AdapterRegistry
@@ -31,7 +30,6 @@ _HOMES = {
     "RefineError": "errors",
     "Restoration": "restoration.restorer",
     "Restorer": "restoration.restorer",
-    "Term": "corpus.term_lists",
     "TrainResult": "training.train",
     "TrainingConfig": "config",
     "load_base": "modeling.base",
@@ -49,7 +47,6 @@ __all__ = [
     "RefineError",
     "Restoration",
     "Restorer",
-    "Term",
     "TrainResult",
     "TrainingConfig",
     "load_base",

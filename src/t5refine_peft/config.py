@@ -113,7 +113,10 @@ class TrainingConfig:
     threshold: float = 0.001
     """By how much a validation loss must be lower than the best to count as better."""
     max_passage_tokens: int = 256
-    """Longest passage."""
+    """Longest input: passage, its context and the end mark."""
+    context_tokens: int = 0
+    """So many tokens of the text before are put in front of a passage, visible. None by default: a restored text may
+    lack them too (T5-Refiner-DomainFocus puts up to 40 characters)."""
     validation_share: float = 0.1
     """Share of documents that choose the best checkpoint."""
     test_share: float = 0.1
@@ -142,6 +145,10 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 faults.append(f"{name} must be at least 1, found {value}")
+        if not 0 <= 2 * self.context_tokens < self.max_passage_tokens:
+            faults.append(
+                f"context_tokens must be at least 0 and below half of max_passage_tokens, found {self.context_tokens}"
+            )
         if self.micro_batch and self.batch % self.micro_batch:
             faults.append(f"micro_batch must divide batch, found {self.micro_batch} and {self.batch}")
         if self.validation_share == 0 or self.test_share == 0 or self.validation_share + self.test_share >= 1:

@@ -12,10 +12,10 @@ from t5refine_peft import (
     DataCollatorForTermCorruption,
     Glossary,
     RefineError,
-    Term,
     prepare_dataset,
 )
 from t5refine_peft.corpus.collator import CorruptionDataset
+from t5refine_peft.corpus.term_lists import Term
 
 
 def rows(vocabulary, corpus, terms):

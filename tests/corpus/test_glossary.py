@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import texts
 
-from t5refine_peft import Glossary, RefineError, Term
+from t5refine_peft import Glossary, RefineError
+from t5refine_peft.corpus.term_lists import Term
 
 
 def found(glossary: Glossary, text: str) -> list[str]:

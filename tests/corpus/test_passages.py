@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import texts
 
-from t5refine_peft import Glossary, RefineError
+from t5refine_peft import Glossary, RefineError, TrainingConfig
 from t5refine_peft.corpus.passages import Passage, read_passages, split_passages, term_token_spans
 
 GLOSSARY = Glossary(["furosemide", "heart", "心力衰竭", "合同", "x", "龘", "㍿"])
@@ -144,3 +144,5 @@ def test_context_is_whole_words_of_the_passage_before(vocabulary):
 def test_a_budget_without_room_is_refused(vocabulary, max_tokens, context_tokens):
     with pytest.raises(RefineError, match=f"found {max_tokens} tokens with {context_tokens} of context"):
         read_passages(["x y"], vocabulary=vocabulary, max_tokens=max_tokens, context_tokens=context_tokens)
+    with pytest.raises(RefineError, match="context_tokens must be at least 0 and below half of max_passage_tokens"):
+        TrainingConfig(context_tokens=max(context_tokens, 5), max_passage_tokens=10)
