@@ -42,7 +42,7 @@ def test_passages_put_together_are_the_document_to_the_character(vocabulary, tex
         reached += len(passage.ids) - passage.context_tokens
 
 
-@given(documents=st.lists(texts, min_size=1, max_size=6), max_tokens=st.integers(6, 30))
+@given(documents=st.lists(texts, max_size=6), max_tokens=st.integers(6, 30))
 def test_many_documents_at_a_time_give_what_each_gives_alone(vocabulary, documents, max_tokens):
     def plain(passages: list[Passage]) -> list[tuple]:
         return [
