@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 import datasets
-import numpy as np
 
 from t5refine_peft.corpus.glossary import Glossary
-from t5refine_peft.corpus.passages import split_passages
+from t5refine_peft.corpus.passages import read_passages
 from t5refine_peft.corpus.reading import Corpus, Document, Unit, read_documents
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
@@ -25,6 +24,7 @@ _FEATURES = datasets.Features(
         "ids": datasets.List(datasets.Value("int32")),
         "word_starts": datasets.List(datasets.Value("bool")),
         "term_spans": datasets.List(datasets.List(datasets.Value("int32"))),
+        "context_tokens": datasets.Value("int32"),
         "document": datasets.Value("string"),
         "length": datasets.Value("int32"),
     }
@@ -37,6 +37,7 @@ def prepare_dataset(
     vocabulary: Vocabulary,
     glossary: Glossary | None = None,
     max_tokens: int = 256,
+    context_tokens: int = 0,
     validation_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
@@ -52,15 +53,16 @@ def prepare_dataset(
         corpus: see `read_documents`; as are `field` and `unit`.
         vocabulary: the base model's.
         glossary: the terms to find; None finds none.
-        max_tokens: the longest passage, in tokens.
+        max_tokens: the longest input, in tokens: passage, context and end mark.
+        context_tokens: see `read_passages`.
         validation_share: share of documents for choosing the best checkpoint.
         test_share: share of documents for measuring base and adapter.
         seed: of the split.
 
     Returns:
         The splits `train`, `validation` and `test`. A row is a passage: `ids` (tokens,), `word_starts` (tokens,),
-        `term_spans` (terms, 3) with first token, token after the last, and the term's number; `document`, where the
-        text is from; `length` in tokens.
+        `term_spans` (terms, 3) with first token, token after the last, and the term's number; `context_tokens`, how
+        many tokens at its front are context; `document`, where the text is from; `length` in tokens.
 
     Raises:
         RefineError: no text, no term of the glossary in it, or too few documents for three splits.
@@ -69,7 +71,7 @@ def prepare_dataset(
     unsplit: list[tuple[float, list[dict[str, Any]]]] = []
     seen_terms = False
     for document in read_documents(corpus, field=field, unit=unit):
-        passages = list(_passages(document, vocabulary, glossary, max_tokens))
+        passages = list(_passages(document, vocabulary, glossary, max_tokens, context_tokens))
         seen_terms = seen_terms or any(row["term_spans"] for row in passages)
         if passages:
             unsplit.append((_draw(document.text, seed), passages))
@@ -102,12 +104,15 @@ def prepare_rows(
     vocabulary: Vocabulary,
     glossary: Glossary | None = None,
     max_tokens: int = 256,
+    context_tokens: int = 0,
     field: str = "text",
     unit: Unit = "line",
 ) -> datasets.Dataset:
     """Read, tokenise and find terms without splitting: a part that the caller has set apart; see `prepare_dataset`."""
     documents = read_documents(corpus, field=field, unit=unit)
-    rows = [row for document in documents for row in _passages(document, vocabulary, glossary, max_tokens)]
+    rows = [
+        row for document in documents for row in _passages(document, vocabulary, glossary, max_tokens, context_tokens)
+    ]
     return datasets.Dataset.from_list(rows, features=_FEATURES)
 
 
@@ -118,37 +123,22 @@ def _draw(text: str, seed: int) -> float:
 
 
 def _passages(
-    document: Document, vocabulary: Vocabulary, glossary: Glossary | None, max_tokens: int
+    document: Document, vocabulary: Vocabulary, glossary: Glossary | None, max_tokens: int, context_tokens: int
 ) -> Iterator[dict[str, Any]]:
-    encoding = vocabulary.encode(document.text)
-    word_starts = vocabulary.words(encoding, document.text)
-    spans = term_token_spans(document.text, encoding.starts, encoding.ends, glossary) if glossary else []
-    for part in split_passages(document.text, encoding, word_starts, max_tokens=max_tokens):
-        if part.stop - part.start < _MIN_TOKENS:
-            continue
-        yield {
-            "ids": encoding.ids[part],
-            "word_starts": word_starts[part],
-            "term_spans": [
-                [start - part.start, end - part.start, term]
-                for start, end, term in spans
-                if part.start <= start and end <= part.stop
-            ],
-            "document": document.source,
-            "length": part.stop - part.start,
-        }
-
-
-def term_token_spans(text: str, starts: np.ndarray, ends: np.ndarray, glossary: Glossary) -> list[tuple[int, int, int]]:
-    """Token ranges that cover the glossary's terms in `text`, in order, each with the term's number.
-
-    A piece that holds a term's end and more belongs to the term wholly, so that no part of it stays visible; where two
-    terms share such a piece, the second is left out.
-    """
-    found: list[tuple[int, int, int]] = []
-    for match in glossary.find(text):
-        first = int(np.searchsorted(ends, match.start, side="right"))
-        last = int(np.searchsorted(starts, match.end, side="left"))
-        if last > first and (not found or first >= found[-1][1]):
-            found.append((first, last, match.term))
-    return found
+    (passages,) = read_passages(
+        [document.text],
+        vocabulary=vocabulary,
+        glossary=glossary,
+        max_tokens=max_tokens,
+        context_tokens=context_tokens,
+    )
+    for passage in passages:
+        if len(passage.ids) - passage.context_tokens >= _MIN_TOKENS:
+            yield {
+                "ids": passage.ids,
+                "word_starts": passage.word_starts,
+                "term_spans": passage.term_spans.tolist(),
+                "context_tokens": passage.context_tokens,
+                "document": document.source,
+                "length": len(passage.ids),
+            }

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 import sentencepiece
 
+from t5refine_peft.corpus.characters import begins_word
 from t5refine_peft.errors import RefineError
 
 WORD_MARK = "▁"
 SENTINEL_COUNT = 100
-_NO_WORD_SPACES = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
-)
-"""Scripts written without spaces: Thai, Lao, Burmese, Khmer, Kana, Han. Each of their pieces may begin a word."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +32,8 @@ class Encoding:
     Attributes:
         ids: (tokens,) int32 piece ids.
         starts: (tokens,) int32, where each piece begins in the text, in characters.
-        ends: (tokens,) int32, where it ends; a byte that does not complete its character ends where it begins.
+        ends: (tokens,) int32, where it ends. Pieces that share a character (its bytes, or what normalisation makes of
+            it) share its range; a word mark that stands for no space of the text ends where it begins.
     """
 
     ids: np.ndarray
@@ -97,26 +94,43 @@ class Vocabulary:
 
     def encode(self, text: str) -> Encoding:
         """Encode `text` without an end mark. Text that spells a sentinel is text: it gives ordinary pieces."""
-        return self._without_sentinels(text, 0, self._encode(text, 0))
+        return self.encode_each([text], [0])[0]
+
+    def encode_each(self, texts: Sequence[str], places: Sequence[int]) -> tuple[Encoding, np.ndarray]:
+        """Encode each of `texts` as `encode` does, many at a time for the price of few calls.
+
+        Args:
+            texts: texts that stand apart in a longer one, in order.
+            places: where each of them begins in it.
+
+        Returns:
+            The pieces of all texts, one after another, with offsets in the longer one; and (texts,) int64, how many
+            each text has.
+        """
+        encoding, counts = self._encode(texts, places)
+        if encoding.ids.max(initial=0) < min(self.sentinel_ids):  # true of nearly all texts
+            return encoding, counts
+        parts = []
+        for text, place, end, count in zip(texts, places, np.cumsum(counts).tolist(), counts.tolist(), strict=True):
+            own = slice(end - count, end)
+            part = Encoding(encoding.ids[own], encoding.starts[own], encoding.ends[own])
+            parts.append(self._without_sentinels(text, place, part))
+        return _joined(parts), np.array([len(part.ids) for part in parts])
 
     def _without_sentinels(self, text: str, offset: int, encoding: Encoding) -> Encoding:
         """`encoding` of `text`, which lies at `offset`; encoded anew in parts where it holds a sentinel.
 
         The ids tell, not the spelling: normalisation folds many others (full-width letters, say) into a sentinel's.
         """
-        if encoding.ids.max(initial=0) < min(self.sentinel_ids):  # true of nearly every text
-            return encoding
         found = np.flatnonzero(np.isin(encoding.ids, self.sentinel_ids))
         if not found.size:
             return encoding
         cuts = [0, *(self._cut(text, offset, encoding, token) for token in found.tolist()), len(text)]
-        parts = [self._without_sentinels(text[: cuts[1]], offset, self._encode(text[: cuts[1]], offset))]
+        parts = [self._without_sentinels(text[: cuts[1]], offset, self._encode_one(text[: cuts[1]], offset))]
         for start, end in pairwise(cuts[1:]):
             part = text[start:end]
             parts.append(self._without_sentinels(part, offset + start, self._continue(part, offset + start)))
-        return Encoding(
-            *(np.concatenate(arrays) for arrays in zip(*((p.ids, p.starts, p.ends) for p in parts), strict=True))
-        )
+        return _joined(parts)
 
     @staticmethod
     def _cut(text: str, offset: int, encoding: Encoding, token: int) -> int:
@@ -129,14 +143,34 @@ class Vocabulary:
         """Encode `text` as it would stand right behind other text: no word mark is put in front of it."""
         return self._without_sentinels(text, 0, self._continue(text, 0))
 
-    def _encode(self, text: str, offset: int) -> Encoding:
-        found = self._processor.encode_as_offset_mapping(text)
-        offsets = np.array(found["offsets"], dtype=np.int32).reshape(-1, 2) + np.int32(offset)
-        return Encoding(np.array(found["ids"], dtype=np.int32), offsets[:, 0], offsets[:, 1])
+    def _encode(self, texts: Sequence[str], places: Sequence[int]) -> tuple[Encoding, np.ndarray]:
+        """SentencePiece's own answer for `encode_each`, sentinels and all."""
+        found = [self._processor.encode_as_offset_mapping(text) for text in texts]
+        counts = np.array([len(one["ids"]) for one in found], dtype=np.int64)
+        total = int(counts.sum())
+        ids = np.fromiter(chain.from_iterable(one["ids"] for one in found), dtype=np.int32, count=total)
+        pairs = chain.from_iterable(one["offsets"] for one in found)
+        flat = np.fromiter(chain.from_iterable(pairs), dtype=np.int32, count=2 * total)
+        shift = np.repeat(np.array(places, dtype=np.int32), counts)
+        starts, ends = flat[::2] + shift, flat[1::2] + shift
+        return Encoding(ids, starts, self._whole_characters(ids, starts, ends)), counts
+
+    def _encode_one(self, text: str, place: int) -> Encoding:
+        return self._encode([text], [place])[0]
+
+    def _whole_characters(self, ids: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """`ends` where each piece of a character reaches to its end; SentencePiece tells it of the last one only."""
+        inner = (starts == ends) & ~self._bare[ids]
+        if not inner.any():
+            return ends
+        last = np.append(np.flatnonzero(starts[1:] != starts[:-1]), len(ids) - 1)  # of each run with one start
+        whole = ends[last[np.searchsorted(last, np.arange(len(ids)))]]
+        completed: np.ndarray = np.where(inner, whole, ends)
+        return completed
 
     def _continue(self, text: str, offset: int) -> Encoding:
         """Encode behind a neutral prefix, so that SentencePiece's own leading word mark falls on the prefix."""
-        found = self._encode(self._prefix + text, offset - len(self._prefix))
+        found = self._encode_one(self._prefix + text, offset - len(self._prefix))
         keep = found.starts >= offset
         return Encoding(found.ids[keep], found.starts[keep], found.ends[keep])
 
@@ -170,26 +204,36 @@ class Vocabulary:
     def words(self, encoding: Encoding, text: str) -> np.ndarray:
         """Mark the pieces that begin a word.
 
-        A piece does so where it carries the word mark, where its first character is no letter or digit, where the
-        character before it is none, or in scripts without spaces. A byte inside a character never does.
+        A piece does so where it carries the word mark or a word begins at its first character (see `begins_word`); the
+        piece behind a word mark of its own does not, nor do the pieces inside a character.
 
         Returns:
             (tokens,) bool.
         """
-        marked, bare = self._marked[encoding.ids], self._bare[encoding.ids]
-        first = np.fromiter(
-            (_begins_word(text, start) for start in encoding.starts.tolist()), dtype=bool, count=len(encoding.ids)
-        )
-        starts: np.ndarray = marked | first
-        behind_bare = np.zeros_like(starts)
-        behind_bare[1:] = bare[:-1]  # a word mark of its own begins the word; the piece behind it goes on
-        starts &= ~behind_bare
-        continued = np.zeros_like(starts)
-        continued[1:] = (encoding.starts[1:] == encoding.starts[:-1]) & self._byte[encoding.ids[1:]]
-        starts &= ~(continued & self._byte[np.roll(encoding.ids, 1)])
-        if len(starts):
-            starts[0] = True
+        if not len(encoding.ids):
+            return np.zeros(0, dtype=bool)
+        bare = self._bare[encoding.ids]
+        begins = np.append(begins_word(text), False)[encoding.starts]
+        begins[1:] &= ~bare[:-1] & (encoding.starts[1:] != encoding.starts[:-1])
+        starts: np.ndarray = begins | self._marked[encoding.ids]
+        starts[0] = True
         return starts
+
+    def is_word_mark(self, ids: np.ndarray) -> np.ndarray:
+        """Tell which of `ids`, (tokens,), are a word mark and nothing else; returns (tokens,) bool."""
+        marks: np.ndarray = self._bare[ids]
+        return marks
+
+    def uncovered(self, text: str) -> str:
+        """The characters of `text` that no piece holds, once each: spelled in bytes, or unknown."""
+        encoding = self.encode(text)
+        lost = self._byte[encoding.ids] | (encoding.ids == self.unk_id)
+        chars = [text[start:end] for start, end in zip(encoding.starts[lost], encoding.ends[lost], strict=True)]
+        return "".join(dict.fromkeys("".join(chars)))
+
+    def log_probability(self, ids: np.ndarray) -> float:
+        """The sum of the pieces' scores, in nats: what the tokenizer's unigram model expects of them."""
+        return float(self._scores[ids].sum())
 
     def _piece(self, token: int) -> str:
         return str(self._processor.id_to_piece(token))
@@ -207,22 +251,21 @@ class Vocabulary:
         return np.array([self._piece(i) == WORD_MARK for i in range(len(self._processor))])
 
     @cached_property
+    def _scores(self) -> np.ndarray:
+        return np.array([self._processor.get_score(i) for i in range(len(self._processor))])
+
+    @cached_property
     def _byte(self) -> np.ndarray:
         return np.array([self._processor.is_byte(i) for i in range(len(self._processor))])
 
 
-def written_without_spaces(char: str) -> bool:
-    """Whether `char` is of a script that puts no spaces between words (Han, Kana, Thai, Lao, Khmer, Burmese)."""
-    return _NO_WORD_SPACES.match(char) is not None
-
-
-def _begins_word(text: str, at: int) -> bool:
-    if at >= len(text):
-        return False
-    char = text[at]
-    if not char.isalnum() or written_without_spaces(char):
-        return not unicodedata.combining(char)
-    return at == 0 or not text[at - 1].isalnum() or written_without_spaces(text[at - 1])
+def _joined(parts: Sequence[Encoding]) -> Encoding:
+    """The pieces of `parts`, one after another."""
+    return Encoding(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.starts for part in parts]),
+        np.concatenate([part.ends for part in parts]),
+    )
 
 
 def _sentinel_ids(processor: sentencepiece.SentencePieceProcessor, directory: Path) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ class TermTest:
             rng = np.random.default_rng([collator.seed, number])
             term = spans[int(rng.integers(len(spans)))][2]
             chosen = [(start, end, True) for start, end, other in spans if other == term]
-            chosen = [span for at, span in enumerate(chosen) if at == 0 or span[0] > chosen[at - 1][1]]
+            chosen = [span for at, span in enumerate(chosen) if at == 0 or span[0] >= chosen[at - 1][1]]
             chosen = chosen[: len(collator.vocabulary.sentinel_ids)]
             ids = np.asarray(row["ids"], dtype=np.int32)
             if sum(end - start for start, end, _ in chosen) < len(ids):

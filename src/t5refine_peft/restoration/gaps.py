@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t5refine_peft.corpus.tokenization import Vocabulary, written_without_spaces
+from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 
 _MARKS = re.compile(r"<extra_id_\d+>|\[MASK\]|_{3,}|＿{2,}|□+|\{gap\}")

@@ -91,7 +91,9 @@ def train_adapter(
     terms = _glossary(glossary)
     loaded = base if isinstance(base, Base) else load_base(base, device=config.device, precision=config.precision)
     splits = _splits(corpus, loaded, terms, config)
-    collator = DataCollatorForTermCorruption(loaded.vocabulary, config.corruption, seed=config.seed)
+    collator = DataCollatorForTermCorruption(
+        loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
+    )
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
     base_scores = score_terms(loaded.model, loaded, test, collator)
     checkpoint = _checkpoint(run, resume)
@@ -156,6 +158,7 @@ def _splits(corpus: Corpus | DatasetDict, base: Base, glossary: Glossary | None,
         vocabulary=base.vocabulary,
         glossary=glossary,
         max_tokens=config.max_passage_tokens,
+        context_tokens=config.context_tokens,
         validation_share=config.validation_share,
         test_share=config.test_share,
         seed=config.seed,
