@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import datasets
 
+from t5refine_peft.corpus.documents import Document, Split, Unit
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.passages import read_passages
-from t5refine_peft.corpus.reading import Corpus, Document, Unit, read_documents
+from t5refine_peft.corpus.reading import Corpus, read_documents
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
-
-Split = Literal["train", "validation", "test"]
 
 _MIN_TOKENS = 4
 """Shorter passages, headings and list marks mostly, have no context to learn from."""
@@ -42,7 +41,7 @@ def prepare_dataset(
     test_share: float = 0.1,
     seed: int = 0,
     field: str = "text",
-    unit: Unit = "line",
+    unit: Unit | None = None,
 ) -> datasets.DatasetDict:
     """Read, split by document, tokenise and find terms.
 
@@ -106,7 +105,7 @@ def prepare_rows(
     max_tokens: int = 256,
     context_tokens: int = 0,
     field: str = "text",
-    unit: Unit = "line",
+    unit: Unit | None = None,
 ) -> datasets.Dataset:
     """Read, tokenise and find terms without splitting: a part that the caller has set apart; see `prepare_dataset`."""
     documents = read_documents(corpus, field=field, unit=unit)
