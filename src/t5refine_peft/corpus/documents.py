@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ Unit = Literal["line", "paragraphs", "file"]
 """What a document is in a file of running text: a line, a run of paragraphs between blank lines, or the whole file."""
 
 Split = Literal["train", "validation", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,16 @@ class ReadingReport:
         """Count a pair that can't be used, and keep the first one's fault."""
         self.unusable_pairs += 1
         self.first_unusable_pair = self.first_unusable_pair or f"{where}: {fault}"
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> ReadingReport:
+        """Read what `to_json` wrote."""
+        values = json.loads(text)
+        return cls(**{**values, "other_files": Counter(values["other_files"])})
 
     def messages(self) -> list[str]:
         """What is out of the ordinary, a sentence each."""
