@@ -14,7 +14,10 @@ from t5refine_peft.corpus.pairs import encode_pair, join_pair
 plain = texts.filter(lambda text: not re.search(r"<extra_id_\d+>", text))
 
 
-@given(st.lists(plain, min_size=3, max_size=9).filter(lambda parts: len(parts) % 2), st.booleans())
+@given(
+    st.lists(plain, min_size=3, max_size=9).filter(lambda p: len(p) % 2 and all(text.strip() for text in p[1::2])),
+    st.booleans(),
+)
 def test_the_whole_is_what_was_cut_apart(parts: list[str], closed: bool):
     count = len(parts) // 2
     inputs = parts[0] + "".join(f"<extra_id_{n}>{parts[2 * n + 2]}" for n in range(count))
@@ -31,6 +34,7 @@ def test_the_whole_is_what_was_cut_apart(parts: list[str], closed: bool):
         ("a <extra_id_0> <extra_id_0>", "", "expected the inputs' sentinels to count up from 0, found 0, 0"),
         ("a <extra_id_0>", "b", "expected targets for the sentinels 0, found none"),
         ("a <extra_id_0>", "x <extra_id_0> b", "expected targets for the sentinels 0, found 0"),
+        ("<extra_id_0><extra_id_1>", "<extra_id_0> <extra_id_1> c", "expected text behind <extra_id_0> in the targets"),
         ("<extra_id_0>", "<extra_id_0> b <extra_id_1> c", "expected targets for the sentinels 0, found 0, 1"),
         ("".join(f"<extra_id_{n}>" for n in range(101)), "", "expected at most 100 sentinels, found 101"),
     ],

@@ -13,7 +13,7 @@ from t5refine_peft.cli import options
 
 
 def train(
-    corpus: Annotated[list[Path], typer.Argument(help="Text files (.txt, .md, .jsonl, .csv) or folders.")],
+    corpus: Annotated[list[Path], typer.Argument(help="Text files, folders, or a directory of t5refine prepare.")],
     domain: Annotated[str, typer.Option(help="The name of the adapter to make.")],
     terms: Annotated[Path | None, typer.Option(help="A term list, one term a line.")] = None,
     base: options.Base = "google/mt5-base",

@@ -41,6 +41,9 @@ def join_pair(inputs: str, targets: str) -> tuple[str, tuple[tuple[int, int], ..
         answered, hidden = answered[:-1], hidden[:-1]  # the closing sentinel
     if answered != numbers or before.strip():
         raise ValueError(f"expected targets for the sentinels {_shown(numbers)}, found {_shown(answered)}")
+    blank = next((number for number, part in enumerate(hidden) if not part.strip()), None)
+    if blank is not None:
+        raise ValueError(f"expected text behind <extra_id_{blank}> in the targets, found none")
     text = visible[0]
     masked = []
     for part, after in zip(hidden, visible[1:], strict=True):

@@ -225,6 +225,7 @@ def _summary(spool: Spool, assignment: Assignment, builder: RowBuilder, notes: I
         without_passage=without_passage,
         messages=spool.report().messages(),
         max_tokens=builder.max_tokens,
+        context_tokens=builder.context_tokens,
         vocabulary_fingerprint=builder.vocabulary.fingerprint,
         glossary_fingerprint=builder.glossary.fingerprint if builder.glossary else None,
     )

@@ -41,6 +41,7 @@ class PreparationSummary:
     messages: list[str] = field(default_factory=list)
     """What was out of the ordinary in reading, a sentence each."""
     max_tokens: int
+    context_tokens: int
     vocabulary_fingerprint: str
     glossary_fingerprint: str | None
 

@@ -22,8 +22,8 @@ def read_documents(
 
     Args:
         corpus: files that end in `.txt`, `.md`, `.jsonl`, `.csv`, `.docx` or `.pdf`, folders of them, or an iterable
-            of texts, paths or rows. In an iterable, a `str` that names a file or folder, or ends as such a file does,
-            is a path.
+            of texts, paths, rows or `Document`s. In an iterable, a `str` that names a file or folder, or ends as such
+            a file does, is a path.
         field: the text's name in JSONL, CSV and rows. Rows with `inputs` and `targets` instead are pairs.
         unit: what a document is in running text; by default a line in `.txt`, and the whole file in `.md`, `.docx`
             and `.pdf`. A row is always a document.
@@ -109,6 +109,8 @@ def _documents(corpus: Corpus, field: str, unit: Unit | None, report: ReadingRep
         source = f"document {number}"
         if _is_path(item):
             yield from _documents(Path(item), field, unit, report)
+        elif isinstance(item, Document):
+            yield item
         elif isinstance(item, str):
             yield Document(source, item)
         else:

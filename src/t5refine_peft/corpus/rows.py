@@ -93,7 +93,8 @@ class RowBuilder:
                 if document.masked is None:
                     yield [_row(passage, document) for passage in next(cut) if _is_long_enough(passage)]
                 else:
-                    yield [self._pair(document, document.masked)]
+                    row = self._pair(document, document.masked)
+                    yield [row] if all(start < end for start, end in row.masked or ()) else []
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Rows as an Arrow table with the columns of `row_features`."""
