@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -99,18 +99,19 @@ def finish_dataset(
     features: datasets.Features,
     fingerprint: str,
 ) -> None:
-    """Make a directory of Arrow files, `<split>/*.arrow`, one that `datasets.load_from_disk` reads.
-
-    What it wants beside them is taken from an empty dataset that `datasets` itself saves.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        datasets.Dataset.from_dict({name: [] for name in features}, features=features).save_to_disk(scratch)
-        for split in SPLITS:
-            state = json.loads(Path(scratch, _STATE_FILE).read_text(encoding="utf-8"))
-            state["_data_files"] = [{"filename": file.name} for file in files[split]]
-            state["_fingerprint"] = f"{fingerprint}{split}"
-            shutil.copy(Path(scratch, "dataset_info.json"), directory / split)
-            _write(directory / split / _STATE_FILE, json.dumps(state))
+    """Make a directory of Arrow files, `<split>/*.arrow`, one that `datasets.load_from_disk` reads."""
+    for split in SPLITS:
+        datasets.DatasetInfo(features=features).write_to_directory(str(directory / split))
+        state: dict[str, Any] = {
+            "_data_files": [{"filename": file.name} for file in files[split]],
+            "_fingerprint": f"{fingerprint}{split}",
+            "_format_columns": None,
+            "_format_kwargs": {},
+            "_format_type": None,
+            "_output_all_columns": False,
+            "_split": split,
+        }
+        _write(directory / split / _STATE_FILE, json.dumps(state))
     _write(directory / _DATASETS_FILE, json.dumps({"splits": list(SPLITS)}))
     _write(directory / SUMMARY_FILE, json.dumps(asdict(summary), ensure_ascii=False, indent=1))
 
