@@ -7,7 +7,7 @@ What the theory says: a process holds one part of the corpus (8 million characte
 passages), so that memory does not grow with the corpus but for 900 bytes a test document and 13 bytes a document; files
 are mapped, and a second start reads the corpus once to tell that it is the same (SHA-256) and opens them.
 
-Each start is a process of its own, whose resident memory, that of its children added, is looked at ten times a second.
+Each start is a process of its own, whose resident memory, that of its children added, is looked at twice a second.
 The interruptions are SIGINT, as Ctrl+C sends it. The result goes to `benchmarks/results/preparation.json`.
 """
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--one-start", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one_start:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits its being ignored
         prepare(options)
         return
     shutil.rmtree(options.work, ignore_errors=True)
@@ -102,7 +103,7 @@ def start(name: str, options: argparse.Namespace, *, stop_at: tuple[str, int] | 
             if found >= stop_at[1]:
                 interrupted_at = found
                 process.send_signal(signal.SIGINT)
-        time.sleep(0.1)
+        time.sleep(0.5)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if (process.returncode == 0) != (stop_at is None) or (interrupted_at is None) != (stop_at is None):
         raise SystemExit(f"the start that should be {name} ended with {process.returncode}")

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from itertools import compress
 from pathlib import Path
@@ -87,6 +87,7 @@ def prepare_corpus(
     unit: Unit | None = None,
     processes: int = 1,
     cache_dir: str | Path | None = None,
+    progress: Callable[[str], None] = lambda _line: None,
 ) -> Prepared:
     """Prepare a corpus on disk, or find it there.
 
@@ -106,12 +107,13 @@ def prepare_corpus(
         keep_near_duplicates: keep training documents that nearly equal a test document; the test then says less.
         processes: how many work at once.
         cache_dir: None takes the folder `t5refine` in the cache of `datasets`.
+        progress: called with a line now and then, while a large corpus is prepared.
 
     Raises:
         RefineError: no text, no term of the glossary in it, or too few documents for three splits.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "t5refine" if cache_dir is None else Path(cache_dir)
-    spool = spool_documents(corpus, cache=cache, field=field, unit=unit, processes=processes)
+    spool = spool_documents(corpus, cache=cache, field=field, unit=unit, processes=processes, progress=progress)
     told = {
         "format": [_FORMAT, version("t5refine-peft")],
         "documents": spool.fingerprint,
@@ -136,8 +138,9 @@ def prepare_corpus(
     for split in SPLITS:
         (unfinished / split).mkdir(parents=True, exist_ok=True)
     tasks = list(zip(spool.parts, assignment.codes, strict=True))
-    for _ in run_parts(writer, (task for task in tasks if not writer.note(task[0]).exists()), processes=processes):
-        pass
+    left = [task for task in tasks if not writer.note(task[0]).exists()]
+    for done, _ in enumerate(run_parts(writer, left, processes=processes), start=len(tasks) - len(left) + 1):
+        progress(f"tokenised {done} of {len(tasks)} parts")
     summary = _summary(spool, assignment, builder, [writer.note(part) for part in spool.parts])
     try:
         _check(summary, glossary)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,7 +65,15 @@ class Spool:
             yield from part_documents(part)
 
 
-def spool_documents(corpus: Corpus, *, cache: Path, field: str, unit: Unit | None, processes: int) -> Spool:
+def spool_documents(
+    corpus: Corpus,
+    *,
+    cache: Path,
+    field: str,
+    unit: Unit | None,
+    processes: int,
+    progress: Callable[[str], None],
+) -> Spool:
     """Write the documents of `corpus` into `cache`, if they are not there yet; go on where an earlier call stopped.
 
     Files are told by their contents, before any is decoded. An iterable is told by its documents, after it was read:
@@ -80,7 +88,7 @@ def spool_documents(corpus: Corpus, *, cache: Path, field: str, unit: Unit | Non
         unfinished = Path(tempfile.mkdtemp(prefix=".documents-", dir=cache))
         digest = hashlib.sha256(_FORMAT.encode())
         try:
-            _write(corpus, unfinished, field, unit, processes, digest)
+            _write(corpus, unfinished, field, unit, processes, progress, digest)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)  # a second call could not tell that these are its own
             raise
@@ -97,7 +105,7 @@ def spool_documents(corpus: Corpus, *, cache: Path, field: str, unit: Unit | Non
         return spool
     if paths is not None:
         unfinished.mkdir(exist_ok=True)
-        _write(corpus, unfinished, field, unit, processes, None)
+        _write(corpus, unfinished, field, unit, processes, progress)
     unfinished.rename(spool.directory)
     return spool
 
@@ -126,7 +134,8 @@ def _write(
     field: str,
     unit: Unit | None,
     processes: int,
-    digest: hashlib._Hash | None,
+    progress: Callable[[str], None],
+    digest: hashlib._Hash | None = None,
 ) -> None:
     report = ReadingReport()
     documents = read_documents(corpus, field=field, unit=unit, report=report)
@@ -137,8 +146,9 @@ def _write(
         for number, chunk in enumerate(_chunks(documents))
         if not (part := directory / f"part-{number:05d}.arrow").exists()
     )
-    for _ in run_parts(_write_documents, tasks, processes=processes):
-        pass
+    done = len(list(directory.glob("part-*.arrow")))
+    for number, _ in enumerate(run_parts(_write_documents, tasks, processes=processes), start=done + 1):
+        progress(f"read {number} parts of {_PART_CHARACTERS / 1e6:.0f} million characters")
     with atomic_file(directory / _REPORT) as temporary:
         temporary.write_text(report.to_json(), encoding="utf-8")
 
