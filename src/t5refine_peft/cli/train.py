@@ -37,6 +37,7 @@ def train(
     """
     from t5refine_peft.cli.progress import ProgressLines
     from t5refine_peft.config import AdapterConfig, TrainingConfig
+    from t5refine_peft.corpus.prepared import is_prepared
     from t5refine_peft.training.train import train_adapter
 
     chosen: dict[str, Any] = {
@@ -51,7 +52,7 @@ def train(
         "seed": seed,
         "adapter": AdapterConfig(rank=rank) if rank is not None else None,
     }
-    if terms is None:
+    if terms is None and not any(map(is_prepared, corpus)):
         print("no --terms: training on random spans alone, without term masking or term scores", file=sys.stderr)
     result = train_adapter(
         corpus,
