@@ -4,7 +4,7 @@
     python benchmarks/bench_preparation.py --corpus /tmp/corpus --work /tmp/prepared
 
 What the theory says: a process holds one part of the corpus (8 million characters: their text, signatures and
-passages), so that memory does not grow with the corpus but for 900 bytes a test document and 13 bytes a document; files
+passages), so that memory does not grow with the corpus but for 640 bytes a test document and 13 bytes a document; files
 are mapped, and a second start reads the corpus once to tell that it is the same (SHA-256) and opens them.
 
 Each start is a process of its own, whose resident memory, that of its children added, is looked at twice a second.

@@ -164,7 +164,7 @@ def test_documents_interrupted_are_taken_up_where_they_stopped(
     assert len(parts) > 6
     assert written.items() <= parts.items()
     assert content(resumed.splits) == content(whole.splits)
-    assert not list((tmp_path / "cut").glob(".*"))
+    assert not list((tmp_path / "cut").glob(".*.unfinished"))
 
 
 def test_passages_interrupted_are_taken_up_where_they_stopped(vocabulary, terms, folder, tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_passages_interrupted_are_taken_up_where_they_stopped(vocabulary, terms,
     whole = prepare_corpus(folder, **{**options, "cache_dir": tmp_path / "whole"})
     assert content(resumed.splits) == content(whole.splits)
     assert resumed.summary == whole.summary
-    assert not list((tmp_path / "cut").glob(".*"))
+    assert not list((tmp_path / "cut").glob(".*.unfinished"))
 
 
 def test_the_directory_is_one_that_datasets_reads_and_can_be_saved_elsewhere(vocabulary, terms, folder, tmp_path):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
+import filelock
 import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 
+from t5refine_peft.errors import RefineError
 from t5refine_peft.storage import atomic_file
 
 Task = TypeVar("Task")
@@ -29,6 +34,9 @@ def run_parts(work: Callable[[Task], Result], tasks: Iterable[Task], *, processe
         processes: one works in this process.
 
     On an exception, Ctrl+C too, the parts that have begun are finished first, so that what they write stays.
+
+    Raises:
+        RefineError: a process was ended from outside.
     """
     if processes == 1:
         yield from map(work, tasks)
@@ -42,9 +50,36 @@ def run_parts(work: Callable[[Task], Result], tasks: Iterable[Task], *, processe
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
+        except BrokenProcessPool:
+            raise RefineError(
+                "a process that prepared a part was ended, mostly for want of memory: start again with fewer "
+                "processes; the parts that are done stay"
+            ) from None
         finally:
             for future in pending:
                 future.cancel()
+
+
+@contextmanager
+def made_once(directory: Path) -> Iterator[Path | None]:
+    """Give a hidden directory beside `directory` to make it in, or None if it is there already.
+
+    What an interrupted call left in the hidden directory is kept for the next; after a `RefineError`, which would come
+    again, it is removed. Of several processes that ask for one directory, as in distributed training, one makes it
+    while the others wait.
+    """
+    unfinished = directory.with_name(f".{directory.name}.unfinished")
+    with filelock.FileLock(directory.with_name(f".{directory.name}.lock")):
+        if directory.exists():
+            yield None
+            return
+        unfinished.mkdir(exist_ok=True)
+        try:
+            yield unfinished
+        except RefineError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        unfinished.rename(directory)
 
 
 def write_part(path: Path, table: pa.Table, features: datasets.Features) -> None:

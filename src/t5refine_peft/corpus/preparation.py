@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
@@ -17,7 +16,7 @@ import numpy as np
 
 from t5refine_peft.corpus.documents import SPLITS, Split, Unit
 from t5refine_peft.corpus.glossary import Glossary
-from t5refine_peft.corpus.parts import run_parts, write_part
+from t5refine_peft.corpus.parts import made_once, run_parts, write_part
 from t5refine_peft.corpus.prepared import PreparationSummary, Prepared, finish_dataset, load_prepared
 from t5refine_peft.corpus.reading import Corpus, read_documents
 from t5refine_peft.corpus.rows import Row, RowBuilder, row_features
@@ -123,35 +122,17 @@ def prepare_corpus(
     }
     fingerprint = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
     directory = cache / f"passages-{fingerprint}"
-    if directory.exists():
-        return load_prepared(directory)
-    unfinished = cache / f".passages-{fingerprint}.unfinished"
-    assignment = assign_splits(
-        spool,
-        validation_share=validation_share,
-        test_share=test_share,
-        seed=seed,
-        keep_near_duplicates=keep_near_duplicates,
-    )
-    builder = RowBuilder(vocabulary, glossary, max_tokens=max_tokens, context_tokens=context_tokens)
-    writer = _PassageWriter(builder, unfinished)
-    for split in SPLITS:
-        (unfinished / split).mkdir(parents=True, exist_ok=True)
-    tasks = list(zip(spool.parts, assignment.codes, strict=True))
-    left = [task for task in tasks if not writer.note(task[0]).exists()]
-    for done, _ in enumerate(run_parts(writer, left, processes=processes), start=len(tasks) - len(left) + 1):
-        progress(f"tokenised {done} of {len(tasks)} parts")
-    summary = _summary(spool, assignment, builder, [writer.note(part) for part in spool.parts])
-    try:
-        _check(summary, glossary)
-    except RefineError:
-        shutil.rmtree(unfinished)
-        raise
-    for part in spool.parts:
-        writer.note(part).unlink()
-    files: dict[Split, list[Path]] = {split: sorted((unfinished / split).glob("*.arrow")) for split in SPLITS}
-    finish_dataset(unfinished, files, summary, features=row_features(vocabulary), fingerprint=fingerprint)
-    unfinished.rename(directory)
+    with made_once(directory) as unfinished:
+        if unfinished is not None:
+            assignment = assign_splits(
+                spool,
+                validation_share=validation_share,
+                test_share=test_share,
+                seed=seed,
+                keep_near_duplicates=keep_near_duplicates,
+            )
+            builder = RowBuilder(vocabulary, glossary, max_tokens=max_tokens, context_tokens=context_tokens)
+            _write_passages(spool, assignment, builder, unfinished, processes, progress, fingerprint)
     return load_prepared(directory)
 
 
@@ -169,6 +150,31 @@ def prepare_rows(
     builder = RowBuilder(vocabulary, glossary, max_tokens=max_tokens, context_tokens=context_tokens)
     documents = read_documents(corpus, field=field, unit=unit)
     return builder.dataset([row for passages in builder.rows(documents) for row in passages])
+
+
+def _write_passages(
+    spool: Spool,
+    assignment: Assignment,
+    builder: RowBuilder,
+    directory: Path,
+    processes: int,
+    progress: Callable[[str], None],
+    fingerprint: str,
+) -> None:
+    writer = _PassageWriter(builder, directory)
+    for split in SPLITS:
+        (directory / split).mkdir(exist_ok=True)
+    tasks = list(zip(spool.parts, assignment.codes, strict=True))
+    left = [task for task in tasks if not writer.note(task[0]).exists()]
+    for done, _ in enumerate(run_parts(writer, left, processes=processes), start=len(tasks) - len(left) + 1):
+        progress(f"tokenised {done} of {len(tasks)} parts")
+    notes = [writer.note(part) for part in spool.parts]
+    summary = _summary(spool, assignment, builder, notes)
+    _check(summary, builder.glossary)
+    files: dict[Split, list[Path]] = {split: sorted((directory / split).glob("*.arrow")) for split in SPLITS}
+    finish_dataset(directory, files, summary, features=row_features(builder.vocabulary), fingerprint=fingerprint)
+    for note in notes:
+        note.unlink()
 
 
 class _PassageWriter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from t5refine_peft.corpus.documents import SPLITS, Document, ReadingReport, Unit
 from t5refine_peft.corpus.duplicates import PERMUTATIONS, signatures, text_key
-from t5refine_peft.corpus.parts import run_parts, write_part
+from t5refine_peft.corpus.parts import made_once, run_parts, write_part
 from t5refine_peft.corpus.reading import Corpus, corpus_files, corpus_paths, read_documents
 from t5refine_peft.storage import atomic_file, fingerprint_files
 
@@ -85,28 +84,29 @@ def spool_documents(
     cache.mkdir(parents=True, exist_ok=True)
     paths = corpus_paths(corpus)
     if paths is None:
-        unfinished = Path(tempfile.mkdtemp(prefix=".documents-", dir=cache))
-        digest = hashlib.sha256(_FORMAT.encode())
-        try:
-            _write(corpus, unfinished, field, unit, processes, progress, digest)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)  # a second call could not tell that these are its own
-            raise
-        fingerprint = digest.hexdigest()[:16]
-    else:
-        files = list(corpus_files(paths, ReadingReport()))
-        told = json.dumps([_FORMAT, list(map(str, files)), fingerprint_files(files), field, unit])
-        fingerprint = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        unfinished = cache / f".documents-{fingerprint}.unfinished"
+        return _spool_iterable(corpus, cache, field, unit, processes, progress)
+    files = list(corpus_files(paths, ReadingReport()))
+    told = json.dumps([_FORMAT, list(map(str, files)), fingerprint_files(files), field, unit])
+    fingerprint = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     spool = Spool(cache / f"documents-{fingerprint}", fingerprint)
-    if spool.directory.exists():
-        if paths is None:
-            shutil.rmtree(unfinished, ignore_errors=True)
-        return spool
-    if paths is not None:
-        unfinished.mkdir(exist_ok=True)
-        _write(corpus, unfinished, field, unit, processes, progress)
-    unfinished.rename(spool.directory)
+    with made_once(spool.directory) as unfinished:
+        if unfinished is not None:
+            _write(corpus, unfinished, field, unit, processes, progress)
+    return spool
+
+
+def _spool_iterable(
+    corpus: Corpus, cache: Path, field: str, unit: Unit | None, processes: int, progress: Callable[[str], None]
+) -> Spool:
+    """Read first, and see afterwards whether these documents are there already."""
+    digest = hashlib.sha256(_FORMAT.encode())
+    with tempfile.TemporaryDirectory(prefix=".documents-", dir=cache) as scratch:
+        _write(corpus, Path(scratch), field, unit, processes, progress, digest)
+        spool = Spool(cache / f"documents-{digest.hexdigest()[:16]}", digest.hexdigest()[:16])
+        with made_once(spool.directory) as unfinished:
+            if unfinished is not None:
+                for file in Path(scratch).iterdir():
+                    file.rename(unfinished / file.name)
     return spool
 
 
