@@ -35,7 +35,7 @@ def test_the_audit_tells_of_corpus_and_glossary(prepare, tmp_path):
     files = [tmp_path / "corpus.txt", tmp_path / "notes.txt", "--terms", tmp_path / "terms.txt"]
     text, errors = prepare(*files)
     assert f"{tmp_path / 'notes.txt'} is not UTF-8: read as cp1252" in errors
-    assert "1 documents equal an earlier one: left out" in text
+    assert "1 documents equal an earlier one: left out" in errors
     assert "6 of 8 terms occur" in text
     assert "never seen: digitalis㐀" in text
     assert "only within longer terms: heart (in heart failure)" in text

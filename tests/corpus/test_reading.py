@@ -176,6 +176,7 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path):
         ("a.jsonl", b'{"text": "a \\ud800"}\n', "a.jsonl:1: character 2 is half a surrogate pair"),
         ("a.csv", b"text\n" + b"x" * 200_000, "behind line 1: expected a row of CSV, found field larger"),
         ("a.txt", b" \n", "is empty"),
+        ("a.jsonl", b'{"inputs": "a", "targets": "b"}\n', "none of the 1 pairs can be used; the first is .*line 1: "),
         ("a.xyz", b"x", "expected a file that ends in"),
     ],
 )

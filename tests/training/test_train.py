@@ -147,7 +147,7 @@ def test_a_prepared_directory_trains_as_its_corpus_does(tiny_base, vocabulary, c
         train("builtin:mt5-mini", tmp_path / "prepared", terms, tmp_path)
 
 
-def test_written_pairs_train_as_they_are(tiny_base, vocabulary, terms, tmp_path):
+def test_written_pairs_train_as_they_are(tiny_base, vocabulary, terms, tmp_path, caplog):
     for name, numbers in (("train", range(40)), ("valid", range(900, 920))):
         rows = [
             {
@@ -158,7 +158,11 @@ def test_written_pairs_train_as_they_are(tiny_base, vocabulary, terms, tmp_path)
         ]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     files = [tmp_path / "train.jsonl", tmp_path / "valid.jsonl"]
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('\n{"inputs": "a <extra_id_1>", "targets": "<extra_id_1> b"}')
     result = train(tiny_base, files, terms, tmp_path)
+    assert "1 pairs were left out; the first is" in caplog.text
+    assert "train.jsonl, line 41: expected the inputs' sentinels to count up from 0, found 1" in caplog.text
     assert result.adapter_scores.gaps > 0
     assert result.adapter_scores.token_loss < result.base_scores.token_loss
 

@@ -13,17 +13,11 @@ _NAMED = 10
 
 
 def summary_lines(summary: PreparationSummary) -> Iterator[str]:
-    """The corpus: what each split holds, and what was left out."""
+    """The corpus: what each split holds."""
     yield f"{'':16}{''.join(f'{split:>14}' for split in SPLITS)}"
     for name in ("documents", "passages", "tokens", "term_occurrences"):
         counts = getattr(summary, name)
         yield f"{name.replace('_', ' '):16}{''.join(f'{counts[split]:14,}' for split in SPLITS)}"
-    if summary.duplicates:
-        yield f"{summary.duplicates:,} documents equal an earlier one: left out"
-    if summary.near_duplicates:
-        yield f"{summary.near_duplicates:,} training documents nearly equal a test document: left out"
-    if summary.without_passage:
-        yield f"{summary.without_passage:,} documents are too short to learn from"
 
 
 def audit_lines(audit: GlossaryAudit) -> Iterator[str]:

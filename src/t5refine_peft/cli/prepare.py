@@ -100,8 +100,8 @@ def prepare(
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         **read_as,
     )
-    for message in prepared.summary.messages:
-        print(message, file=sys.stderr)
+    for notice in prepared.summary.notices():
+        print(notice, file=sys.stderr)
     audit = None
     if glossary is not None:
         audit = audit_prepared(prepared, corpus, glossary, vocabulary=vocabulary, **read_as)

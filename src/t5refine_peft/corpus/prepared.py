@@ -45,6 +45,17 @@ class PreparationSummary:
     vocabulary_fingerprint: str
     glossary_fingerprint: str | None
 
+    def notices(self) -> list[str]:
+        """What a user should know, a sentence each: what was out of the ordinary in reading, and what was left out."""
+        notices = list(self.messages)
+        if self.duplicates:
+            notices.append(f"{self.duplicates:,} documents equal an earlier one: left out")
+        if self.near_duplicates:
+            notices.append(f"{self.near_duplicates:,} training documents nearly equal a test document: left out")
+        if self.without_passage:
+            notices.append(f"{self.without_passage:,} documents are too short to learn from: left out")
+        return notices
+
 
 @dataclass(frozen=True)
 class Prepared:

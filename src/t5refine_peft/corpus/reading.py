@@ -31,7 +31,7 @@ def read_documents(
 
     Raises:
         RefineError: a path that does not exist or has another suffix, an encoding that isn't known, a broken line, a
-            missing field, or nothing but blanks.
+            missing field, or nothing but blanks and pairs that can't be used.
     """
     report = ReadingReport() if report is None else report
     empty = True
@@ -40,6 +40,10 @@ def read_documents(
             _check_characters(document)
             empty = False
             yield document
+    if empty and report.unusable_pairs:
+        raise RefineError(
+            f"none of the {report.unusable_pairs} pairs can be used; the first is {report.first_unusable_pair}"
+        )
     if empty:
         paths = corpus_paths(corpus) or []
         what = f"{', '.join(map(str, paths))} is" if paths else "the corpus is"

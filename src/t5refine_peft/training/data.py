@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from t5refine_peft.corpus.prepared import Prepared, is_prepared, load_prepared
 from t5refine_peft.corpus.reading import Corpus, corpus_paths
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ def training_data(
     Args:
         corpus: see `train_adapter`.
         vocabulary: the base model's.
-        glossary: the domain's terms; with a directory that was prepared, None takes those that it was prepared with.
+        glossary: the domain's terms; with a directory that was prepared, None takes those that it was prepared with,
+            all with the weight 1.
         config: gives the options of preparing.
 
     Raises:
@@ -65,6 +69,8 @@ def training_data(
             test_share=config.test_share,
             seed=config.seed,
         )
+        for message in prepared.summary.notices():
+            logger.warning("%s", message)
     else:
         prepared = load_prepared(directory)
         _check_fit(prepared, vocabulary, fingerprint)
