@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)  # what is cached is made in the first example
 settings.load_profile("untimed")
 os.environ.update(TRANSFORMERS_VERBOSITY="error", HF_DATASETS_DISABLE_PROGRESS_BARS="1", HF_HUB_OFFLINE="1")
+_CACHE = tempfile.TemporaryDirectory(prefix="t5refine-tests-")  # removed when the interpreter ends
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 
 SENTENCES = [
     "The patient takes furosemide for pulmonary congestion.",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from t5refine_peft import AdapterConfig, RefineError, Restorer, TrainingConfig, load_base, train_adapter
+from t5refine_peft import (
+    AdapterConfig,
+    DataCollatorForTermCorruption,
+    Glossary,
+    RefineError,
+    Restorer,
+    TrainingConfig,
+    load_base,
+    train_adapter,
+)
+from t5refine_peft.corpus.collator import CorruptionDataset
+from t5refine_peft.corpus.preparation import prepare_corpus
+from t5refine_peft.training.data import training_data
 
 CONFIG = TrainingConfig(
     adapter=AdapterConfig(rank=4, dropout=0.0),
@@ -111,3 +124,57 @@ def test_all_faults_of_a_configuration_are_told_at_once():
         RefineError, match="batch must be above 0, found 0; warmup_share must lie between 0 and 1, found 2"
     ):
         TrainingConfig(batch=0, warmup_share=2)
+
+
+def test_a_prepared_directory_trains_as_its_corpus_does(tiny_base, vocabulary, corpus, terms, tmp_path):
+    config = replace(CONFIG, max_passage_tokens=32)
+    options = {"validation_share": 0.2, "test_share": 0.2, "cache_dir": tmp_path / "cache"}
+    prepared = prepare_corpus(corpus, vocabulary=vocabulary, glossary=Glossary(terms), max_tokens=32, **options)
+    prepared.save(tmp_path / "prepared")
+    from_texts = train(tiny_base, corpus, terms, tmp_path / "texts", config=config)
+    from_directory = train(tiny_base, [str(tmp_path / "prepared")], None, tmp_path / "directory")
+    first, second = (load_file(result.path / "adapter_model.safetensors") for result in (from_texts, from_directory))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    first, second = (json.loads((r.path / "card.json").read_text()) for r in (from_texts, from_directory))
+    assert first == second
+    assert first["glossary_fingerprint"] == Glossary(terms).fingerprint
+
+    with pytest.raises(RefineError, match="was prepared with another term list"):
+        train(tiny_base, tmp_path / "prepared", ["furosemide"], tmp_path)
+    with pytest.raises(RefineError, match="is a prepared dataset, and is trained on alone"):
+        train(tiny_base, [tmp_path / "prepared", tmp_path / "a.txt"], terms, tmp_path)
+    with pytest.raises(RefineError, match="was prepared for another tokenizer"):
+        train("builtin:mt5-mini", tmp_path / "prepared", terms, tmp_path)
+
+
+def test_written_pairs_train_as_they_are(tiny_base, vocabulary, terms, tmp_path, caplog):
+    for name, numbers in (("train", range(40)), ("valid", range(900, 920))):
+        rows = [
+            {
+                "inputs": f"Case {n * n}: the <extra_id_0> takes <extra_id_1> for congestion, {n} mg.",
+                "targets": "<extra_id_0> patient <extra_id_1> furosemide <extra_id_2>",
+            }
+            for n in numbers
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    files = [tmp_path / "train.jsonl", tmp_path / "valid.jsonl"]
+    with (tmp_path / "train.jsonl").open("a", encoding="utf-8") as stream:
+        stream.write('\n{"inputs": "a <extra_id_1>", "targets": "<extra_id_1> b"}')
+    result = train(tiny_base, files, terms, tmp_path)
+    assert "1 pairs were left out; the first is" in caplog.text
+    assert "train.jsonl, line 41: expected the inputs' sentinels to count up from 0, found 1" in caplog.text
+    assert result.adapter_scores.gaps > 0
+    assert result.adapter_scores.token_loss < result.base_scores.token_loss
+
+    data = training_data(files, vocabulary=vocabulary, glossary=None, config=CONFIG)
+    items = CorruptionDataset(data.splits["train"], fresh=True)
+    items.set_epoch(3)
+    batch = DataCollatorForTermCorruption(vocabulary, CONFIG.corruption)([items[n] for n in range(len(items))])
+    s0, s1, eos = *vocabulary.sentinel_ids[:2], vocabulary.eos_id
+    encode = vocabulary.encode_continuation
+    for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
+        wanted = [s0, *encode(" patient").ids, s1, *encode(" furosemide").ids, eos]
+        assert labels[: len(wanted)] == wanted
+        assert set(labels[len(wanted) :]) <= {-100}
+        assert vocabulary.decode(ids[: ids.index(s0)]).endswith(": the")
+        assert vocabulary.decode(ids[ids.index(s0) : ids.index(s1)]) == " takes"

@@ -13,7 +13,7 @@ from t5refine_peft.cli import options
 
 
 def train(
-    corpus: Annotated[list[Path], typer.Argument(help="Text files (.txt, .md, .jsonl, .csv) or folders.")],
+    corpus: Annotated[list[Path], typer.Argument(help="Text files, folders, or a directory of t5refine prepare.")],
     domain: Annotated[str, typer.Option(help="The name of the adapter to make.")],
     terms: Annotated[Path | None, typer.Option(help="A term list, one term a line.")] = None,
     base: options.Base = "google/mt5-base",
@@ -37,6 +37,7 @@ def train(
     """
     from t5refine_peft.cli.progress import ProgressLines
     from t5refine_peft.config import AdapterConfig, TrainingConfig
+    from t5refine_peft.corpus.prepared import is_prepared
     from t5refine_peft.training.train import train_adapter
 
     chosen: dict[str, Any] = {
@@ -51,7 +52,7 @@ def train(
         "seed": seed,
         "adapter": AdapterConfig(rank=rank) if rank is not None else None,
     }
-    if terms is None:
+    if terms is None and not any(map(is_prepared, corpus)):
         print("no --terms: training on random spans alone, without term masking or term scores", file=sys.stderr)
     result = train_adapter(
         corpus,

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from t5refine_peft.config import CorruptionConfig
-from t5refine_peft.corpus.corruption import Example, TermSpan, corrupt
+from t5refine_peft.corpus.corruption import Example, TermSpan, build_example, corrupt
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 
@@ -28,6 +28,7 @@ class CorruptionItem:
         context_tokens: so many tokens at the front are context.
         index: the passage's number in its split.
         epoch: the epoch that it is masked for; 0 for ever where masks are fixed.
+        masked: the token ranges that a written pair masks; None where masks are drawn.
     """
 
     ids: np.ndarray
@@ -36,6 +37,7 @@ class CorruptionItem:
     context_tokens: int
     index: int
     epoch: int
+    masked: Sequence[tuple[int, int]] | None = None
 
 
 class CorruptionDataset(Dataset[CorruptionItem]):
@@ -66,15 +68,17 @@ class CorruptionDataset(Dataset[CorruptionItem]):
         table = self._rows[list(indices)]
         epoch = int(self._epoch)
         columns = zip(
-            _arrays(table["ids"]),
-            _arrays(table["word_starts"]),
+            _arrays(table["ids"], np.int32),
+            _arrays(table["word_starts"], np.bool_),
             table["term_spans"].to_pylist(),
             table["context_tokens"].to_pylist(),
             indices,
+            table["masked"].to_pylist(),
             strict=True,
         )
         return [
-            CorruptionItem(ids, words, spans, context, index, epoch) for ids, words, spans, context, index in columns
+            CorruptionItem(ids, words, spans, context, index, epoch, masked)
+            for ids, words, spans, context, index, masked in columns
         ]
 
 
@@ -127,7 +131,7 @@ class DataCollatorForTermCorruption:
         self.term_weights = term_weights
 
     def example(self, item: CorruptionItem) -> Example:
-        """The corrupted passage of one item of a `CorruptionDataset`.
+        """The corrupted passage of one item of a `CorruptionDataset`; a written pair is masked as it was written.
 
         Raises:
             RefineError: a row of a dataset, which has no epoch.
@@ -136,6 +140,13 @@ class DataCollatorForTermCorruption:
             raise RefineError(
                 f"the collator expects items of a CorruptionDataset, which know their epoch, found "
                 f"{type(item).__name__}; wrap the split: CorruptionDataset(rows, fresh=True)"
+            )
+        if item.masked is not None:
+            return build_example(
+                item.ids,
+                [(start, end, False) for start, end in item.masked],
+                term_spans=item.term_spans,
+                vocabulary=self.vocabulary,
             )
         return corrupt(
             item.ids,
@@ -172,9 +183,9 @@ class DataCollatorForTermCorruption:
         return torch.from_numpy(stacked)
 
 
-def _arrays(column: Any) -> list[np.ndarray]:
-    """The rows of an Arrow column of lists, each an array."""
+def _arrays(column: Any, dtype: type) -> list[np.ndarray]:
+    """The rows of an Arrow column of lists, each an array of `dtype`."""
     column = column.combine_chunks()
-    values = column.flatten().to_numpy(zero_copy_only=False)
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(dtype, copy=False)
     ends = np.cumsum(column.value_lengths().to_numpy())
     return np.split(values, ends[:-1])

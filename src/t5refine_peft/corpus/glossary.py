@@ -13,8 +13,9 @@ from typing import NamedTuple
 import ahocorasick
 
 from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.documents import Unit
 from t5refine_peft.corpus.folding import Folded, fold
-from t5refine_peft.corpus.reading import Corpus, Unit, read_documents
+from t5refine_peft.corpus.reading import Corpus, read_documents
 from t5refine_peft.corpus.term_lists import Term, read_terms
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
@@ -118,7 +119,7 @@ class Glossary:
         vocabulary: Vocabulary,
         max_span_tokens: int = 24,
         field: str = "text",
-        unit: Unit = "line",
+        unit: Unit | None = None,
     ) -> GlossaryAudit:
         """Compare the list with a corpus.
 

@@ -1,130 +1,141 @@
-"""Documents from files, folders and iterables."""
+"""Documents from files, folders, datasets and iterables."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from t5refine_peft.corpus.documents import Document, ReadingReport, Unit
+from t5refine_peft.corpus.encodings import find_encoding, undecodable
+from t5refine_peft.corpus.formats import SUFFIXES, file_documents, row_document
 from t5refine_peft.errors import RefineError
-
-Unit = Literal["line", "file"]
-"""What a document is in a text file."""
 
 Corpus = str | Path | Iterable[Any]
 """A path, several paths, or an iterable of texts or of rows with a text field (a `datasets.Dataset`, say)."""
 
-_SUFFIXES = (".txt", ".md", ".jsonl", ".csv")
 
-
-@dataclass(frozen=True)
-class Document:
-    """A text and where it is from: file and line, or its number in an iterable."""
-
-    source: str
-    text: str
-
-
-def read_documents(corpus: Corpus, *, field: str = "text", unit: Unit = "line") -> Iterator[Document]:
+def read_documents(
+    corpus: Corpus, *, field: str = "text", unit: Unit | None = None, report: ReadingReport | None = None
+) -> Iterator[Document]:
     """Yield the documents of `corpus` that are not blank.
 
     Args:
-        corpus: `.txt`, `.md`, `.jsonl` or `.csv` files, folders of them, or an iterable of texts or rows.
-        field: the text's name in JSONL, CSV and rows.
-        unit: whether a line or the whole file is a document, in `.txt`; a `.md` file is one document.
+        corpus: files that end in `.txt`, `.md`, `.jsonl`, `.csv`, `.docx` or `.pdf`, folders of them, or an iterable
+            of texts, paths, rows or `Document`s. In an iterable, a `str` that names a file or folder, or ends as such
+            a file does, is a path.
+        field: the text's name in JSONL, CSV and rows. Rows with `inputs` and `targets` instead are pairs.
+        unit: what a document is in running text; by default a line in `.txt`, and the whole file in `.md`, `.docx`
+            and `.pdf`. A row is always a document.
+        report: filled with how the corpus was read.
 
     Raises:
-        RefineError: a path that does not exist or has another suffix, text that is not UTF-8, a broken line, a
-            missing field, or nothing but blanks.
+        RefineError: a path that does not exist or has another suffix, an encoding that isn't known, a broken line, a
+            missing field, or nothing but blanks and pairs that can't be used.
     """
+    report = ReadingReport() if report is None else report
     empty = True
-    for document in _documents(corpus, field, unit):
+    for document in _documents(corpus, field, unit, report):
         if document.text.strip():
             _check_characters(document)
             empty = False
             yield document
+    if empty and report.unusable_pairs:
+        raise RefineError(
+            f"none of the {report.unusable_pairs} pairs can be used; the first is {report.first_unusable_pair}"
+        )
     if empty:
-        paths = [corpus] if isinstance(corpus, str | Path) else [item for item in corpus if isinstance(item, Path)]
+        paths = corpus_paths(corpus) or []
         what = f"{', '.join(map(str, paths))} is" if paths else "the corpus is"
         raise RefineError(f"{what} empty: expected at least one document with text in it")
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark.
+def corpus_paths(corpus: Corpus) -> list[Path] | None:
+    """The paths that make up `corpus`; None where it holds anything else, or can be read once only."""
+    if isinstance(corpus, str | Path):
+        return [Path(corpus)]
+    if not isinstance(corpus, list | tuple) or not all(map(_is_path, corpus)):
+        return None
+    return [Path(item) for item in corpus]
+
+
+def corpus_files(paths: Iterable[Path], report: ReadingReport) -> Iterator[Path]:
+    """The files at `paths` and, recursively, in the folders among them, in order of name.
 
     Raises:
-        RefineError: the file can't be read, or is not UTF-8.
+        RefineError: a path does not exist, has another suffix, or is a folder without such a file.
     """
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(file for file in path.rglob("*") if file.is_file())
+            files = [file for file in inside if file.suffix.lower() in SUFFIXES]
+            report.other_files.update(file.suffix.lower() for file in inside if file.suffix.lower() not in SUFFIXES)
+            if not files:
+                raise RefineError(f"{path} holds no text: expected files that end in {', '.join(SUFFIXES)}")
+            yield from files
+        elif not path.exists():
+            raise RefineError(f"{path} does not exist: expected a text file or a folder")
+        elif path.suffix.lower() not in SUFFIXES:
+            raise RefineError(
+                f"{path}: expected a file that ends in {', '.join(SUFFIXES)}, found {path.suffix or 'none'}"
+            )
+        else:
+            yield path
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, in whatever encoding it is.
+
+    Raises:
+        RefineError: the file can't be read, or its encoding isn't known.
+    """
+    encoding = find_encoding(path)
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding=encoding)
     except UnicodeDecodeError as error:
-        raise RefineError(f"{path} is not UTF-8: byte {error.start} can't be read; convert the file first") from None
+        raise undecodable(path, encoding, error) from None
     except OSError as error:
         raise RefineError(f"{path} can't be read: {error.strerror}") from None
 
 
-def _documents(corpus: Corpus, field: str, unit: Unit) -> Iterator[Document]:
+def _documents(corpus: Corpus, field: str, unit: Unit | None, report: ReadingReport) -> Iterator[Document]:
     if isinstance(corpus, str | Path):
-        for path in _files(Path(corpus)):
-            yield from _file_documents(path, field, unit)
+        for path in corpus_files([Path(corpus)], report):
+            report.files += 1
+            empty = True
+            for document in file_documents(path, field=field, unit=unit, report=report):
+                empty = empty and not document.text.strip()
+                yield document
+            if empty:
+                report.without_text.append(str(path))
         return
     for number, item in enumerate(corpus, start=1):
-        if isinstance(item, Path):
-            yield from _documents(item, field, unit)
+        source = f"document {number}"
+        if _is_path(item):
+            yield from _documents(Path(item), field, unit, report)
+        elif isinstance(item, Document):
+            yield item
         elif isinstance(item, str):
-            yield Document(f"document {number}", item)
+            yield Document(source, item)
         else:
-            yield Document(f"document {number}", _field(item, field, f"document {number}"))
+            row = row_document(item, field=field, source=source, where=source, report=report)
+            if row is not None:
+                yield row
 
 
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES and file.is_file())
-        if not files:
-            raise RefineError(f"{path} holds no text: expected files that end in {', '.join(_SUFFIXES)}")
-        return files
-    if not path.exists():
-        raise RefineError(f"{path} does not exist: expected a text file or a folder")
-    if path.suffix.lower() not in _SUFFIXES:
-        raise RefineError(f"{path}: expected a file that ends in {', '.join(_SUFFIXES)}, found {path.suffix or 'none'}")
-    return [path]
-
-
-def _file_documents(path: Path, field: str, unit: Unit) -> Iterator[Document]:
-    suffix = path.suffix.lower()
-    text = read_text(path)
-    if suffix == ".jsonl":
-        yield from _json_lines(path, text, field)
-    elif suffix == ".csv":
-        yield from _csv_rows(path, text, field)
-    elif suffix == ".md" or unit == "file":
-        yield Document(str(path), text)
-    else:
-        for number, line in enumerate(text.split("\n"), start=1):
-            yield Document(f"{path}:{number}", line.rstrip("\r"))
-
-
-def _csv_rows(path: Path, text: str, field: str) -> Iterator[Document]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
+def _is_path(item: object) -> bool:
+    """Whether an item of an iterable is a path: a `str` is one where it names a file, or ends as a text file does."""
+    if isinstance(item, Path):
+        return True
+    if not isinstance(item, str) or len(item) > 1000 or "\n" in item or not item.strip():
+        return False
+    path = Path(item)
+    if path.suffix.lower() in SUFFIXES:
+        return True
     try:
-        for row in rows:
-            yield Document(f"{path}:{rows.line_num}", _field(row, field, f"{path}, line {rows.line_num}"))
-    except csv.Error as error:
-        raise RefineError(f"{path}, behind line {rows.line_num}: expected a row of CSV, found {error}") from None
-
-
-def _json_lines(path: Path, text: str, field: str) -> Iterator[Document]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RefineError(f"{path}, line {number}: expected a JSON object, found {error.msg}") from None
-            yield Document(f"{path}:{number}", _field(row, field, f"{path}, line {number}"))
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file system takes
+        return False
 
 
 def _check_characters(document: Document) -> None:
@@ -135,12 +146,3 @@ def _check_characters(document: Document) -> None:
         raise RefineError(
             f"{document.source}: character {error.start} is half a surrogate pair; expected text that UTF-8 can hold"
         ) from None
-
-
-def _field(row: object, field: str, where: str) -> str:
-    if not isinstance(row, Mapping):
-        raise RefineError(f"{where}: expected an object with the field {field!r}, found {type(row).__name__}")
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise RefineError(f"{where}: expected text in the field {field!r}, found the fields {sorted(map(str, row))}")
-    return value

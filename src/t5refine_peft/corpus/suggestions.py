@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.documents import Unit
 from t5refine_peft.corpus.glossary import Glossary
-from t5refine_peft.corpus.reading import Corpus, Unit, read_documents
+from t5refine_peft.corpus.reading import Corpus, read_documents
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 
@@ -51,7 +52,7 @@ def suggest_terms(
     limit: int = 200,
     min_count: int = 5,
     field: str = "text",
-    unit: Unit = "line",
+    unit: Unit | None = None,
 ) -> list[Suggestion]:
     """Propose terms of a corpus, the most telling first, for a person to choose from.
 
@@ -162,7 +163,7 @@ def _cohesion(parts: list[str], totals: Counter[str], words: int) -> float:
     )
 
 
-def _counts(corpus: Corpus, field: str, unit: Unit) -> Counter[str]:
+def _counts(corpus: Corpus, field: str, unit: Unit | None) -> Counter[str]:
     """Occurrences of every run, one word longer than a candidate may be, so that neighbours are known."""
     counts = Counter[str]()
     for document in read_documents(corpus, field=field, unit=unit):

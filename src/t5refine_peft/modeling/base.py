@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -14,11 +13,11 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
+from t5refine_peft.modeling.location import base_directory
 from t5refine_peft.modeling.precision import Precision, choose_precision
 from t5refine_peft.storage import fingerprint_files
 
 MODEL_TYPES = ("t5", "mt5", "umt5")
-BUILTIN = "builtin:"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
@@ -93,44 +92,6 @@ def restore_head_flag(model: PreTrainedModel) -> None:
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     model.config.tie_word_embeddings = head is embedding or torch.equal(head, embedding)
-
-
-def base_directory(base: str | Path) -> Path:
-    """The local directory of a base; a hub id is downloaded once, and taken from the cache offline.
-
-    Raises:
-        RefineError: there is no such base.
-    """
-    name = str(base)
-    if name.startswith(BUILTIN):
-        assets = Path(str(files("t5refine_peft"))) / "assets"
-        directory = assets / name.removeprefix(BUILTIN)
-        if not directory.is_dir():
-            known = ", ".join(BUILTIN + path.name for path in sorted(assets.iterdir()) if path.is_dir())
-            raise RefineError(f"no built-in base {name!r}: expected {known}")
-        return directory
-    path = Path(base)
-    if path.is_dir():
-        return path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise RefineError(f"{name} is no model directory: expected a directory with config.json, or a hub id")
-    return _from_hub(name)
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["config.json", "generation_config.json", "spiece.model", "tokenizer_config.json", "*.safetensors*"]
-    try:
-        directory = Path(snapshot_download(name, allow_patterns=patterns))
-        if not any(directory.glob("*.safetensors")):
-            directory = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*"]))
-    except (OSError, ValueError) as error:
-        raise RefineError(
-            f"{name} is no local directory, and the hub could not give it ({type(error).__name__}); "
-            "check the name and the connection, or download the model and give its directory"
-        ) from error
-    return directory
 
 
 def _read_config(directory: Path) -> dict[str, object]:

@@ -19,7 +19,6 @@ from transformers import Seq2SeqTrainingArguments, TrainerCallback
 from t5refine_peft.config import TrainingConfig
 from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTermCorruption
 from t5refine_peft.corpus.glossary import Glossary
-from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
 from t5refine_peft.evaluation.evaluate import TermScores, TermTest, score_terms
@@ -29,6 +28,7 @@ from t5refine_peft.modeling.lora import WEIGHTS_FILE, add_adapter, reload_adapte
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.storage import atomic_directory
 from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
+from t5refine_peft.training.data import training_data
 from t5refine_peft.training.trainer import AdapterTrainer
 
 _VERSIONS_OF = ("t5refine-peft", "torch", "transformers", "peft", "sentencepiece", "datasets")
@@ -71,7 +71,9 @@ def train_adapter(
     """Train an adapter for a domain, measure it beside the base, and write it to `adapters_dir/domain`.
 
     Args:
-        corpus: texts of the domain: paths, a folder, an iterable of texts, or a dataset of `prepare_dataset`.
+        corpus: texts of the domain: paths, a folder, an iterable of texts (see `read_documents`), a dataset of
+            `prepare_dataset`, or the directory of one that `t5refine prepare` wrote. Written pairs of `inputs` and
+            `targets` are trained on as they are.
         domain: the adapter's name, a plain file name.
         glossary: the domain's terms: a path, a `Glossary` or a list. None trains on random spans alone.
         base: a directory, hub id, `builtin:mt5-mini`, or a loaded base (which is left as it was).
@@ -90,7 +92,8 @@ def train_adapter(
     target, run = registry.place(domain), AdapterRegistry(runs_dir).place(domain)
     terms = _glossary(glossary)
     loaded = base if isinstance(base, Base) else load_base(base, device=config.device, precision=config.precision)
-    splits = _splits(corpus, loaded, terms, config)
+    data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
+    splits, config = data.splits, data.config
     collator = DataCollatorForTermCorruption(
         loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
     )
@@ -116,7 +119,7 @@ def train_adapter(
                 "base": loaded.name,
                 "base_fingerprint": loaded.fingerprint,
                 "tokenizer_fingerprint": loaded.vocabulary.fingerprint,
-                "glossary_fingerprint": terms.fingerprint if terms else None,
+                "glossary_fingerprint": data.glossary_fingerprint,
                 "config": asdict(config),
                 "metrics": {"base": _plain(base_scores), "adapter": _plain(adapter_scores)},
                 "best_step": best_step,
@@ -145,24 +148,6 @@ def _glossary(glossary: str | Path | Glossary | Iterable[str] | None) -> Glossar
     if glossary is None or isinstance(glossary, Glossary):
         return glossary
     return Glossary.load(glossary) if isinstance(glossary, str | Path) else Glossary(glossary)
-
-
-def _splits(corpus: Corpus | DatasetDict, base: Base, glossary: Glossary | None, config: TrainingConfig) -> DatasetDict:
-    if isinstance(corpus, DatasetDict):
-        missing = {"train", "validation", "test"} - set(corpus)
-        if missing:
-            raise RefineError(f"the prepared dataset lacks the splits {sorted(missing)}: make it with prepare_dataset")
-        return corpus
-    return prepare_dataset(
-        corpus,
-        vocabulary=base.vocabulary,
-        glossary=glossary,
-        max_tokens=config.max_passage_tokens,
-        context_tokens=config.context_tokens,
-        validation_share=config.validation_share,
-        test_share=config.test_share,
-        seed=config.seed,
-    )
 
 
 def _trainer(

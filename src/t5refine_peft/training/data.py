@@ -1,0 +1,110 @@
+"""What an adapter is trained on: a corpus that is prepared now, or a dataset that was."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datasets import DatasetDict
+
+from t5refine_peft.config import TrainingConfig
+from t5refine_peft.corpus.documents import SPLITS
+from t5refine_peft.corpus.glossary import Glossary
+from t5refine_peft.corpus.preparation import prepare_corpus
+from t5refine_peft.corpus.prepared import Prepared, is_prepared, load_prepared
+from t5refine_peft.corpus.reading import Corpus, corpus_paths
+from t5refine_peft.corpus.tokenization import Vocabulary
+from t5refine_peft.errors import RefineError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits, and what they were made with.
+
+    Attributes:
+        splits: `train`, `validation` and `test`; see `prepare_dataset`.
+        glossary_fingerprint: of the terms that were found in them; None without.
+        config: the configuration, with the lengths that the passages have.
+    """
+
+    splits: DatasetDict
+    glossary_fingerprint: str | None
+    config: TrainingConfig
+
+
+def training_data(
+    corpus: Corpus | DatasetDict, *, vocabulary: Vocabulary, glossary: Glossary | None, config: TrainingConfig
+) -> TrainingData:
+    """Open `corpus` if it is prepared, else prepare it.
+
+    Args:
+        corpus: see `train_adapter`.
+        vocabulary: the base model's.
+        glossary: the domain's terms; with a directory that was prepared, None takes those that it was prepared with,
+            all with the weight 1.
+        config: gives the options of preparing.
+
+    Raises:
+        RefineError: see `prepare_corpus`; or a dataset that was prepared for another tokenizer or term list, or lacks
+            a split.
+    """
+    fingerprint = glossary.fingerprint if glossary else None
+    if isinstance(corpus, DatasetDict):
+        missing = set(SPLITS) - set(corpus)
+        if missing:
+            raise RefineError(f"the prepared dataset lacks the splits {sorted(missing)}: make it with prepare_dataset")
+        return TrainingData(corpus, fingerprint, config)
+    directory = _prepared_directory(corpus)
+    if directory is None:
+        prepared = prepare_corpus(
+            corpus,
+            vocabulary=vocabulary,
+            glossary=glossary,
+            max_tokens=config.max_passage_tokens,
+            context_tokens=config.context_tokens,
+            validation_share=config.validation_share,
+            test_share=config.test_share,
+            seed=config.seed,
+        )
+        for message in prepared.summary.notices():
+            logger.warning("%s", message)
+    else:
+        prepared = load_prepared(directory)
+        _check_fit(prepared, vocabulary, fingerprint)
+    summary = prepared.summary
+    config = replace(config, max_passage_tokens=summary.max_tokens, context_tokens=summary.context_tokens)
+    return TrainingData(prepared.splits, summary.glossary_fingerprint, config)
+
+
+def _prepared_directory(corpus: Corpus) -> Path | None:
+    """The prepared dataset's directory that `corpus` is.
+
+    Raises:
+        RefineError: it is one among other paths.
+    """
+    paths = corpus_paths(corpus) or []
+    prepared = [path for path in paths if is_prepared(path)]
+    if prepared and len(paths) > 1:
+        raise RefineError(
+            f"{prepared[0]} is a prepared dataset, and is trained on alone; found {len(paths) - 1} more paths: prepare "
+            "all texts together"
+        )
+    return prepared[0] if prepared else None
+
+
+def _check_fit(prepared: Prepared, vocabulary: Vocabulary, glossary_fingerprint: str | None) -> None:
+    summary = prepared.summary
+    if summary.vocabulary_fingerprint != vocabulary.fingerprint:
+        raise RefineError(
+            f"{prepared.directory} was prepared for another tokenizer ({summary.vocabulary_fingerprint}, not the "
+            f"base's {vocabulary.fingerprint}); prepare the corpus anew for this base"
+        )
+    if glossary_fingerprint not in (None, summary.glossary_fingerprint):
+        raise RefineError(
+            f"{prepared.directory} was prepared with another term list ({summary.glossary_fingerprint or 'none'}, "
+            f"while this one is {glossary_fingerprint}); prepare the corpus anew with these terms, or give none to "
+            "take those"
+        )
