@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from t5refine_peft.cli.adapters import adapters
 from t5refine_peft.cli.demo import demo
 from t5refine_peft.cli.restore import restore
 from t5refine_peft.cli.train import train
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(restore)
+app.add_typer(adapters, name="adapters")
 
 
 def main() -> None:
