@@ -173,6 +173,8 @@ class AdapterRegistry:
     def unpack(self, file: str | Path, *, domain: str | None = None) -> str:
         """Take an adapter out of an archive, which may come from anyone: nothing but an adapter's own files is written.
 
+        What comes out is verified before it takes its place.
+
         Args:
             file: what `pack` wrote, or a zip file of an adapter's directory.
             domain: a name for the adapter; None takes the one in the archive.
@@ -188,6 +190,8 @@ class AdapterRegistry:
             name = domain if domain is not None else contents.name
             with atomic_directory(self.free_place(name)) as staged:
                 contents.extract(staged)
-                read_layout(staged)
-                read_card(staged)
+                try:
+                    verify_adapter(name, staged, None)
+                except RefineError as error:  # tell of the archive: the temporary directory will be gone
+                    raise RefineError(str(error).replace(str(staged), str(source))) from None
         return name
