@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import T5Config, T5ForConditionalGeneration, UMT5Config, UMT5ForConditionalGeneration
 
 from t5refine_peft import RefineError, load_base
 from t5refine_peft.modeling.exporting import check_export, export_ctranslate2
@@ -26,6 +28,37 @@ def test_in_fp32_the_exported_model_is_the_same(tiny_base: Path, tmp_path: Path)
     translator = ctranslate2.Translator(str(tmp_path / "exported"), device="cpu")
     answer = translator.translate_batch([[pieces[i] for i in ids]], beam_size=1, max_decoding_length=12)
     assert answer[0].hypotheses[0] == [pieces[i] for i in said[0, 1:].tolist() if i != 1]
+
+
+@pytest.mark.parametrize("kind", ["t5-tied", "t5-untied", "umt5"])
+def test_any_t5_exports_with_its_own_scale_and_biases(kind: str, vocabulary, tokenizer_dir: Path, tmp_path: Path):
+    shape = {
+        "vocab_size": len(vocabulary) + 4,
+        "d_model": 32,
+        "d_ff": 48,
+        "d_kv": 16,
+        "num_heads": 2,
+        "num_layers": 2,
+        "decoder_start_token_id": 0,
+    }
+    torch.manual_seed(1)
+    if kind == "umt5":
+        model = UMT5ForConditionalGeneration(UMT5Config(**shape))
+    else:
+        tied = kind == "t5-tied"
+        activation = "relu" if tied else "gated-gelu"
+        config = T5Config(**shape, feed_forward_proj=activation, tie_word_embeddings=tied)
+        model = T5ForConditionalGeneration(config)
+    if kind != "t5-tied":
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(torch.randn(shape["vocab_size"], 32) * 0.2)
+    model.save_pretrained(tmp_path / "model")
+    for file in tokenizer_dir.iterdir():
+        shutil.copy(file, tmp_path / "model")
+    assert load_base(tmp_path / "model", device="cpu").model.config.tie_word_embeddings is (kind == "t5-tied")
+    parity = export_ctranslate2(tmp_path / "model", tmp_path / "exported", quantization="float32", texts=TEXTS[:4])
+    assert parity.largest_difference < 1e-4
+    assert parity.mean_log_difference < 1e-3
 
 
 def test_int8_agrees_and_says_by_how_much(tiny_base: Path, tmp_path: Path):

@@ -136,6 +136,11 @@ def test_other_containers_and_methods_are_refused(good, tmp_path: Path):
     content[central(content, b"heart/card.json") + 8] |= 1
     (tmp_path / "b.zip").write_bytes(content)
     assert "'heart/card.json' encrypted" in refused(tmp_path, tmp_path / "b.zip")
+    noted = zipfile.ZipInfo("heart/card.json")
+    noted.comment = b"x"
+    kept = [(name, content) for name, content in good.items() if name != "heart/card.json"]
+    message = refused(tmp_path, write(tmp_path / "h.zip", [*kept, (noted, b"{}")]))
+    assert "'heart/card.json' with notes of another program" in message
     (tmp_path / "c.zip").write_bytes(b"no zip")
     assert "is no zip archive that can be read" in refused(tmp_path, tmp_path / "c.zip")
     assert "can't be read: No such file" in refused(tmp_path, tmp_path / "none.zip")

@@ -176,7 +176,7 @@ class AdapterRegistry:
         What comes out is verified before it takes its place.
 
         Args:
-            file: what `pack` wrote, or a zip file of an adapter's directory.
+            file: what `pack` wrote.
             domain: a name for the adapter; None takes the one in the archive.
 
         Returns:

@@ -138,6 +138,8 @@ def _judge(entry: zipfile.ZipInfo, archive_bytes: int, faults: list[str]) -> tup
         faults.append(short(raw))
     elif kind not in (0, stat.S_IFREG):
         faults.append(f"{short(raw)}, which is a link or a device")
+    elif entry.extra or entry.comment:  # a damaged length there could hide the entry behind
+        faults.append(f"{short(raw)} with notes of another program")
     elif entry.flag_bits & 0x1:
         faults.append(f"{short(raw)} encrypted")
     elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
