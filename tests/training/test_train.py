@@ -8,7 +8,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from t5refine_peft import AdapterConfig, RefineError, Restorer, TrainingConfig, load_base, train_adapter
+from t5refine_peft import (
+    AdapterConfig,
+    AdapterRegistry,
+    RefineError,
+    Restorer,
+    TrainingConfig,
+    load_base,
+    train_adapter,
+)
+from t5refine_peft.modeling.identity import identify
 
 CONFIG = TrainingConfig(
     adapter=AdapterConfig(rank=4, dropout=0.0),
@@ -39,6 +48,7 @@ def test_a_run_writes_a_measured_adapter_and_leaves_the_base_as_it_was(tiny_base
     }  # fmt: skip
     card = json.loads((result.path / "card.json").read_text(encoding="utf-8"))
     assert card["base_fingerprint"] == base.fingerprint
+    assert AdapterRegistry(tmp_path / "adapters").verify("heart", identify(base)).recorded
     assert card["metrics"]["adapter"]["token_loss"] == pytest.approx(result.adapter_scores.token_loss, abs=1e-5)
     assert result.adapter_scores.token_loss < result.base_scores.token_loss
     assert result.steps == 12
