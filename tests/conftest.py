@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -98,6 +99,52 @@ def base(tiny_base: Path):
     from t5refine_peft import load_base
 
     return load_base(tiny_base, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="session")
+def stored_adapters(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """A directory with two adapters of `tiny_base`, `heart` of rank 2 and `law` of rank 4; not to be changed."""
+    import torch
+
+    from t5refine_peft import AdapterConfig, load_base
+    from t5refine_peft.modeling.lora import add_adapter, save_adapter
+    from t5refine_peft.registry.card import write_card
+
+    directory = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(["heart", "law"]):
+        base = load_base(tiny_base, device="cpu", precision="float32")
+        torch.manual_seed(seed)
+        model = add_adapter(base, AdapterConfig(rank=2 + 2 * seed, alpha=3.0 + seed))
+        for weight in model.parameters():
+            if weight.requires_grad:
+                torch.nn.init.normal_(weight, std=0.3)
+        (directory / name).mkdir()
+        save_adapter(model, directory / name)
+        card = {
+            "domain": name,
+            "base": str(tiny_base),
+            "base_fingerprint": base.fingerprint,
+            "tokenizer_fingerprint": base.vocabulary.fingerprint,
+            "metrics": {"adapter": {"exact_match": 0.5}},
+        }
+        write_card(directory / name, card)
+        (directory / name / "report.html").write_text("<!doctype html><title>heart</title>")
+    return directory
+
+
+@pytest.fixture
+def registry(stored_adapters: Path, tmp_path: Path):
+    """A registry of one's own with `heart` and `law`."""
+    from t5refine_peft import AdapterRegistry
+
+    return AdapterRegistry(shutil.copytree(stored_adapters, tmp_path / "adapters"))
+
+
+@pytest.fixture(scope="session")
+def identity(tiny_base: Path):
+    from t5refine_peft.modeling.identity import read_identity
+
+    return read_identity(tiny_base)
 
 
 @pytest.fixture(scope="session")

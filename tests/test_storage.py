@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from t5refine_peft import RefineError
-from t5refine_peft.storage import atomic_directory, fingerprint_files
+from t5refine_peft.storage import atomic_directory, fingerprint_files, free_path, remove_directory, write_file
 
 
 def fail_halfway(target: Path) -> None:
@@ -43,3 +43,31 @@ def test_fingerprints_depend_on_names_and_contents(tmp_path: Path):
     prints = {fingerprint_files([one]), fingerprint_files([two]), fingerprint_files([one, two])}
     assert len(prints) == 3
     assert fingerprint_files([one, two]) == fingerprint_files([two, one])
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path):
+    target = tmp_path / "new" / "file"
+    write_file(target, b"old")
+    write_file(target, b"new")
+    assert target.read_bytes() == b"new"
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "inner").touch()
+    with pytest.raises(RefineError, match=r"can't be written: .*; what was there is unchanged"):
+        write_file(tmp_path / "taken", b"x")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "inner", "new", "taken"]
+
+
+def test_a_directory_goes_at_once_even_over_the_rest_of_an_earlier_removal(tmp_path: Path):
+    for name in ("gone", ".gone.removed"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    remove_directory(tmp_path / "gone")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_free_path_is_one_where_nothing_lies_not_even_a_link_to_nowhere(tmp_path: Path):
+    assert free_path(tmp_path / "a") == tmp_path / "a"
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for taken in (tmp_path, tmp_path / "link"):
+        with pytest.raises(RefineError, match="is there already"):
+            free_path(taken)

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from t5refine_peft.errors import RefineError
@@ -50,9 +50,44 @@ def atomic_file(target: Path) -> Iterator[Path]:
         _flush(temporary)
         temporary.replace(target)
     except OSError as error:
-        raise RefineError(f"{target} can't be written: {error.strerror}; choose another place or free some") from error
+        raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def free_path(path: str | Path) -> Path:
+    """See that nothing lies at `path`, so that what is to be written there replaces nothing.
+
+    Raises:
+        RefineError: something does.
+    """
+    target = Path(path)
+    if target.exists() or target.is_symlink():
+        raise RefineError(f"{target} is there already: choose another name, or remove it first")
+    return target
+
+
+def write_file(target: Path, content: bytes) -> None:
+    """Write a file whole: under a temporary name, flushed, renamed.
+
+    Raises:
+        RefineError: the place can't be written to; what was there is unchanged.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(content)
+
+
+def remove_directory(directory: Path) -> None:
+    """Take a directory away so that no reader sees half of it, even where the removal is cut short."""
+    aside = directory.with_name(f".{directory.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    directory.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def fingerprint_files(files: list[Path]) -> str:

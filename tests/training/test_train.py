@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from t5refine_peft import (
     AdapterConfig,
+    AdapterRegistry,
     DataCollatorForTermCorruption,
     Glossary,
     RefineError,
@@ -21,6 +22,7 @@ from t5refine_peft import (
 )
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.corpus.preparation import prepare_corpus
+from t5refine_peft.modeling.identity import identify
 from t5refine_peft.training.data import training_data
 
 CONFIG = TrainingConfig(
@@ -52,6 +54,7 @@ def test_a_run_writes_a_measured_adapter_and_leaves_the_base_as_it_was(tiny_base
     }  # fmt: skip
     card = json.loads((result.path / "card.json").read_text(encoding="utf-8"))
     assert card["base_fingerprint"] == base.fingerprint
+    assert AdapterRegistry(tmp_path / "adapters").verify("heart", identify(base)).recorded
     assert card["metrics"]["adapter"]["token_loss"] == pytest.approx(result.adapter_scores.token_loss, abs=1e-5)
     assert result.adapter_scores.token_loss < result.base_scores.token_loss
     assert result.steps == 12

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from t5refine_peft.cli.adapters import adapters
 from t5refine_peft.cli.demo import demo
 from t5refine_peft.cli.prepare import prepare
 from t5refine_peft.cli.restore import restore
@@ -24,6 +25,7 @@ app.command()(demo)
 app.command()(prepare)
 app.command()(train)
 app.command()(restore)
+app.add_typer(adapters, name="adapters")
 
 
 def main() -> None:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 Base = Annotated[str, typer.Option(help="A model directory, a hub id, or builtin:mt5-mini.")]
+CardBase = Annotated[
+    str | None, typer.Option("--base", help="The adapter's base; by default the one that its card names.")
+]
 AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]

@@ -235,6 +235,13 @@ class Vocabulary:
         """The sum of the pieces' scores, in nats: what the tokenizer's unigram model expects of them."""
         return float(self._scores[ids].sum())
 
+    def pieces(self) -> list[str]:
+        """The spelling of each id, sentinels too; no two are the same."""
+        spelled = [self._piece(token) for token in range(len(self._processor))]
+        sentinels = {token: f"<extra_id_{number}>" for number, token in enumerate(self.sentinel_ids)}
+        behind = [sentinels.get(token, f"<unused_{token}>") for token in range(len(spelled), len(self))]
+        return spelled + behind
+
     def _piece(self, token: int) -> str:
         return str(self._processor.id_to_piece(token))
 

@@ -63,9 +63,7 @@ def load_base(base: str | Path, *, device: str | None = None, precision: Literal
     model_type = _read_config(directory).get("model_type")
     if model_type not in MODEL_TYPES:
         raise RefineError(f"{base} is a model of type {model_type!r}: expected one of {', '.join(MODEL_TYPES)}")
-    weights = [file for pattern in _WEIGHTS for file in directory.glob(pattern)]
-    if not weights:
-        raise RefineError(f"{directory} holds no weights: expected model.safetensors or pytorch_model.bin")
+    weights = weight_files(directory)
     Vocabulary.load(directory)  # a missing tokenizer is told before gigabytes are read
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     chosen = choose_precision(target) if precision == "auto" else precision
@@ -81,6 +79,18 @@ def load_base(base: str | Path, *, device: str | None = None, precision: Literal
         fingerprint=fingerprint_files(weights),
         precision=chosen,
     )
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files of a model's weights.
+
+    Raises:
+        RefineError: there are none.
+    """
+    weights = [file for pattern in _WEIGHTS for file in directory.glob(pattern)]
+    if not weights:
+        raise RefineError(f"{directory} holds no weights: expected model.safetensors or pytorch_model.bin")
+    return weights
 
 
 def restore_head_flag(model: PreTrainedModel) -> None:

@@ -7,12 +7,11 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from t5refine_peft.config import AdapterConfig
 from t5refine_peft.modeling.base import Base
-
-WEIGHTS_FILE = "adapter_model.safetensors"
+from t5refine_peft.modeling.identity import linear_shapes
+from t5refine_peft.registry.files import WEIGHTS_FILE
 
 
 def add_adapter(base: Base, config: AdapterConfig) -> PeftModel:
@@ -33,13 +32,7 @@ def add_adapter(base: Base, config: AdapterConfig) -> PeftModel:
 
 def linear_layers(base: Base) -> list[str]:
     """Names of the linear layers: attention's and the feed-forward's, not the head."""
-    head = base.model.get_output_embeddings()
-    names = {
-        name.rpartition(".")[2]
-        for name, module in base.model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    return sorted(names)
+    return sorted({name.rpartition(".")[2] for name in linear_shapes(base.model)})
 
 
 def save_adapter(model: PeftModel, directory: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +22,14 @@ from t5refine_peft.errors import RefineError
 from t5refine_peft.evaluation.evaluate import TermScores, TermTest, score_terms
 from t5refine_peft.evaluation.report import render_report
 from t5refine_peft.modeling.base import Base, load_base
-from t5refine_peft.modeling.lora import WEIGHTS_FILE, add_adapter, reload_adapter, save_adapter
+from t5refine_peft.modeling.lora import add_adapter, reload_adapter, save_adapter
 from t5refine_peft.registry import AdapterRegistry
+from t5refine_peft.registry.card import write_card
+from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
 from t5refine_peft.storage import atomic_directory
 from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
 from t5refine_peft.training.data import training_data
 from t5refine_peft.training.trainer import AdapterTrainer
-
-_VERSIONS_OF = ("t5refine-peft", "torch", "transformers", "peft", "sentencepiece", "datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +123,9 @@ def train_adapter(
                 "best_step": best_step,
                 "steps": trainer.state.global_step,
                 "stopped_because": stopped,
-                "versions": {name: version(name) for name in _VERSIONS_OF},
             }
-            (staged / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (staged / "report.html").write_text(render_report(card, trainer.eval_history), encoding="utf-8")
+            write_card(staged, card)
+            (staged / REPORT_FILE).write_text(render_report(card, trainer.eval_history), encoding="utf-8")
     finally:
         model.unload()
     return TrainResult(
