@@ -89,7 +89,11 @@ def train_adapter(
     registry = AdapterRegistry(adapters_dir)
     target, run = registry.place(domain), AdapterRegistry(runs_dir).place(domain)
     terms = _glossary(glossary)
-    loaded = base if isinstance(base, Base) else load_base(base, device=config.device, precision=config.precision)
+    loaded = (
+        base
+        if isinstance(base, Base)
+        else load_base(base, quantization=config.quantization, device=config.device, precision=config.precision)
+    )
     splits = _splits(corpus, loaded, terms, config)
     collator = DataCollatorForTermCorruption(loaded.vocabulary, config.corruption, seed=config.seed)
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
