@@ -1,7 +1,7 @@
 """How much each way of storing the frozen weights changes the loss: where the defaults of `Quantization` come from.
 
 Theory: NF4 with blocks of 64 changes Gaussian weights by 9.2%, int8 by row by .7%, bf16 by .2%. The head's error goes
-straight into the logits, that of the layers is averaged over many of them, and an embedding's row is looked up as it is.
+straight into the logits; that of the layers is averaged over many of them.
 
     python benchmarks/bench_quantization.py --output benchmarks/results/quantization.json
 
@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from official_shapes import SHAPES, write_random_base
 
+from official_shapes import SHAPES, write_random_base
 from t5refine_peft import CorruptionConfig, DataCollatorForTermCorruption, Glossary, Quantization, load_base
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.corpus.preparation import prepare_rows
@@ -117,7 +117,10 @@ def measure(directory: str, shape: str) -> list[dict[str, object]]:
                 "more_than_bf16": round(loss - sixteen, 4),
             }
         )
-        print(f"{shape:10} {name:22} {rows[-1]['bits_a_weight']:6} bits  loss {loss:.4f}  {loss - sixteen:+.4f}", flush=True)
+        print(
+            f"{shape:10} {name:22} {rows[-1]['bits_a_weight']:6} bits  loss {loss:.4f}  {loss - sixteen:+.4f}",
+            flush=True,
+        )
     return rows
 
 

@@ -25,8 +25,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from official_shapes import SHAPES, write_random_base
 
+from official_shapes import SHAPES, write_random_base
 from t5refine_peft import AdapterConfig, Quantization, load_base
 from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.training.trainer import token_loss

@@ -35,7 +35,10 @@ def write_random_base(directory: Path, name: str, *, seed: int = 0) -> None:
     scales = {"shared": 1.0, "q": (config.d_model * config.d_kv) ** -0.5, "o": inner**-0.5, "wo": config.d_ff**-0.5}
     torch.manual_seed(seed)
     tensors = {}
-    for where, shape in {**{k: v.shape for k, v in model.named_parameters()}, "lm_head.weight": (ROWS, config.d_model)}.items():
+    for where, shape in {
+        **{k: v.shape for k, v in model.named_parameters()},
+        "lm_head.weight": (ROWS, config.d_model),
+    }.items():
         if where in norms:
             tensors[where] = torch.ones(shape, dtype=torch.bfloat16)
             continue

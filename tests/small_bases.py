@@ -43,3 +43,18 @@ def write_base(directory: Path, tokenizer_dir: Path, *, kind: str, rows: int, wi
     for file in tokenizer_dir.iterdir():
         (directory / file.name).write_bytes(file.read_bytes())
     return AutoModelForSeq2SeqLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def dequantized(model: PreTrainedModel, like: PreTrainedModel) -> PreTrainedModel:
+    """`like`, transformers' own model in fp32, with the numbers that the quantised `model` stands for."""
+    for name, parameter in list(like.named_parameters(remove_duplicate=False)):
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        matrix = getattr(module, "matrix", None)
+        if matrix is None:
+            numbers = module.get_parameter(attribute).detach().float()
+        else:
+            numbers = matrix.gather(torch.arange(matrix.rows), torch.float32)
+        assert numbers.shape == parameter.shape
+        setattr(like.get_submodule(owner), attribute, torch.nn.Parameter(numbers, requires_grad=False))
+    return like

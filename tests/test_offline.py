@@ -18,7 +18,7 @@ except ImportError as error:
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """A bitsandbytes that wants kernels as the real one does on some CPUs, and a `kernels` that tells of being asked."""
+    """A bitsandbytes that wants kernels, as the real one does on some CPUs, and a `kernels` that tells of it."""
     folder = tmp_path / "bitsandbytes" / "backends" / "cpu"
     folder.mkdir(parents=True)
     for directory in (folder, folder.parent):

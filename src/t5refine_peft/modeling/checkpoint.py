@@ -75,10 +75,16 @@ class Checkpoint:
 def _readers(path: Path) -> Mapping[str, Callable[[], torch.Tensor]]:
     """For each tensor of a file the function that reads it."""
     if path.suffix == ".safetensors":
-        opened = safe_open(path, framework="pt")
-        names = opened.keys()  # type: ignore[no-untyped-call]
-        return {name: partial(opened.get_tensor, name) for name in names}
+        with safe_open(path, framework="pt") as opened:
+            return {name: partial(_read_safetensor, path, name) for name in list(opened.keys())}
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise RuntimeError("it holds something other than tensors by name")
     return {name: partial(state.__getitem__, name) for name in state}
+
+
+def _read_safetensor(path: Path, name: str) -> torch.Tensor:
+    """One tensor; the file is mapped anew for each, so that its pages are given back with the tensor."""
+    with safe_open(path, framework="pt") as opened:
+        tensor: torch.Tensor = opened.get_tensor(name)
+    return tensor

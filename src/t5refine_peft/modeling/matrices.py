@@ -77,11 +77,16 @@ class Int8Matrix(nn.Module):
 
     def tile(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
         """See `DenseMatrix.tile`."""
-        return self.values[start:end].to(dtype).mul_(self.scale[start:end, None].to(dtype))
+        return _scaled(self.values[start:end], self.scale[start:end], dtype)
 
     def gather(self, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """See `DenseMatrix.gather`."""
-        return self.values[ids].to(dtype).mul_(self.scale[ids].unsqueeze(-1).to(dtype))
+        return _scaled(self.values[ids], self.scale[ids], dtype)
+
+
+def _scaled(values: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each row times its scale, rounded once: a scale rounded to bf16 would bend the whole row."""
+    return torch.mul(values, scale.unsqueeze(-1), out=torch.empty(values.shape, dtype=dtype, device=values.device))
 
 
 class NF4Matrix(nn.Module):
