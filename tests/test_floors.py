@@ -12,6 +12,7 @@ FLOORS = {
     "errors": 1,
     "config": 1,
     "storage": 1,
+    "offline": 1,
     "corpus": 2,
     "registry": 2,
     "modeling": 3,

@@ -8,13 +8,16 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from t5refine_peft.offline import keep_bitsandbytes_offline
+
 if TYPE_CHECKING:
-    from t5refine_peft.config import AdapterConfig, CorruptionConfig, TrainingConfig
+    from t5refine_peft.config import AdapterConfig, CorruptionConfig, Quantization, TrainingConfig
     from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_dataset
     from t5refine_peft.errors import RefineError
     from t5refine_peft.modeling.base import load_base
+    from t5refine_peft.modeling.loss import frozen_head_cross_entropy
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
     from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
@@ -27,11 +30,13 @@ _HOMES = {
     "DataCollatorForTermCorruption": "corpus.collator",
     "DelayedEarlyStoppingCallback": "training.callbacks",
     "Glossary": "corpus.glossary",
+    "Quantization": "config",
     "RefineError": "errors",
     "Restoration": "restoration.restorer",
     "Restorer": "restoration.restorer",
     "TrainResult": "training.train",
     "TrainingConfig": "config",
+    "frozen_head_cross_entropy": "modeling.loss",
     "load_base": "modeling.base",
     "prepare_dataset": "corpus.preparation",
     "train_adapter": "training.train",
@@ -44,15 +49,19 @@ __all__ = [
     "DataCollatorForTermCorruption",
     "DelayedEarlyStoppingCallback",
     "Glossary",
+    "Quantization",
     "RefineError",
     "Restoration",
     "Restorer",
     "TrainResult",
     "TrainingConfig",
+    "frozen_head_cross_entropy",
     "load_base",
     "prepare_dataset",
     "train_adapter",
 ]
+
+keep_bitsandbytes_offline()  # before anything imports it: no text and no question leaves this machine
 
 
 def __getattr__(name: str) -> Any:

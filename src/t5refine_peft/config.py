@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from t5refine_peft.errors import RefineError
 
@@ -84,6 +84,70 @@ class AdapterConfig:
             raise RefineError("; ".join(faults))
 
 
+StorageFormat = Literal["none", "int8", "nf4"]
+"""How a matrix is stored: as numbers of the base's precision, as int8 with a scale a row, or as NF4."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How a frozen base is stored. Take a named constructor; each part can be chosen in it.
+
+    Norms and position biases, a thousandth of the weights, are never quantised.
+    """
+
+    linear: StorageFormat = "none"
+    """Attention's and the feed-forward's matrices, `wo` included."""
+    head: StorageFormat = "none"
+    """The matrix that gives the logits."""
+    embedding: StorageFormat = "none"
+    """The matrix that the tokens are looked up in. Unquantised beside quantised layers on a GPU, it lies in the host's
+    memory, unless `load_base` is told otherwise."""
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{part} must be stored as one of none, int8, nf4, found {value!r}"
+            for part, value in (("linear", self.linear), ("head", self.head), ("embedding", self.embedding))
+            if value not in get_args(StorageFormat)
+        ]
+        if faults:
+            raise RefineError("; ".join(faults))
+
+    @property
+    def quantized(self) -> bool:
+        """Whether any part is quantised."""
+        return (self.linear, self.head, self.embedding) != ("none", "none", "none")
+
+    @classmethod
+    def none(cls) -> Quantization:
+        """Every weight in the base's precision."""
+        return cls()
+
+    @classmethod
+    def int8(cls, *, head: StorageFormat = "int8", embedding: StorageFormat = "none") -> Quantization:
+        """A byte a weight and a scale a row; activations are not quantised."""
+        return cls(linear="int8", head=head, embedding=embedding)
+
+    @classmethod
+    def nf4(cls, *, head: StorageFormat = "int8", embedding: StorageFormat = "none") -> Quantization:
+        """4 bits a weight (NF4 with double quantisation, Dettmers et al. 2023), the head in int8.
+
+        The defaults are the measured ones of benchmarks/bench_quantization.py.
+        """
+        return cls(linear="nf4", head=head, embedding=embedding)
+
+    @classmethod
+    def named(cls, name: str) -> Quantization:
+        """The scheme of the command line's `--quantization`.
+
+        Raises:
+            RefineError: no such scheme.
+        """
+        if name not in get_args(StorageFormat):
+            raise RefineError(f"no quantization {name!r}: expected none, int8 or nf4")
+        schemes = {"none": cls.none, "int8": cls.int8, "nf4": cls.nf4}
+        return schemes[name]()
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """How an adapter is trained."""
@@ -125,6 +189,8 @@ class TrainingConfig:
     """At most so many passages of the test split, and of the validation split, are used."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen base and of computing; `auto` is bf16 where the hardware has it."""
+    quantization: Quantization | None = None
+    """How the frozen base is stored, where `train_adapter` loads it; None takes it as it is."""
     device: str | None = None
     """`cpu`, `cuda`; None takes the GPU where there is one."""
     seed: int = 0

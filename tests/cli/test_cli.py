@@ -59,7 +59,7 @@ def test_train_then_restore_files_streams_and_json(tiny_base: Path, corpus, term
     assert first["text"][gap["start"] : gap["end"]] == gap["text"]
     assert (second["text"], second["gaps"]) == ("no gap", [])
 
-    one = run("restore", "a ??? b", "--gap", "???", "--json", *options, cwd=tmp_path)
+    one = run("restore", "a ??? b", "--gap", "???", "--json", "--quantization", "nf4", *options, cwd=tmp_path)
     assert len(json.loads(one.stdout)["gaps"]) == 1
 
 
@@ -71,6 +71,8 @@ def test_train_then_restore_files_streams_and_json(tiny_base: Path, corpus, term
         (["train", "empty.txt", "--domain", "x"], "empty.txt is empty"),
         (["train", "good.txt", "--domain", "x", "--terms", "blank.txt"], "blank.txt: the glossary holds no term"),
         (["train", "good.txt", "--domain", "x", "--rank", "0"], "rank must be at least 1, found 0"),
+        (["train", "good.txt", "--domain", "x", "--quantization", "fp4"], "no quantization 'fp4'"),
+        (["restore", "a ___", "--quantization", "fp4"], "no quantization 'fp4'"),
         (["restore", "a ___", "--adapter", "none"], "no adapter 'none'"),
         (["restore", "--file", "none.txt"], "none.txt can't be read"),
         (["restore", "--file", "broken.jsonl"], "broken.jsonl, line 1: expected a JSON object"),

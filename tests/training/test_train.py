@@ -14,6 +14,7 @@ from t5refine_peft import (
     AdapterRegistry,
     DataCollatorForTermCorruption,
     Glossary,
+    Quantization,
     RefineError,
     Restorer,
     TrainingConfig,
@@ -90,6 +91,17 @@ def test_a_stopped_run_resumes_to_the_same_adapter(tiny_base, corpus, terms, tmp
     first, second = (load_file(result.path / "adapter_model.safetensors") for result in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert (whole.best_step, whole.steps) == (resumed.best_step, resumed.steps)
+
+
+def test_a_quantised_base_trains_and_its_adapter_restores_on_any_other_storage(tiny_base, corpus, terms, tmp_path):
+    config = replace(CONFIG, quantization=Quantization.nf4(embedding="int8"), max_steps=6, eval_steps=3)
+    result = train(tiny_base, corpus, terms, tmp_path, config=config)
+    card = json.loads((result.path / "card.json").read_text(encoding="utf-8"))
+    assert card["config"]["quantization"] == {"linear": "nf4", "head": "int8", "embedding": "int8"}
+    assert result.adapter_scores.token_loss < result.base_scores.token_loss
+    for scheme in (None, Quantization.int8()):
+        restorer = Restorer(tiny_base, adapters_dir=tmp_path / "adapters", device="cpu", quantization=scheme)
+        assert len(restorer.restore("takes ___ for", adapter="heart", num_candidates=2).gaps[0].candidates) == 2
 
 
 def test_training_without_a_glossary_scores_no_terms(tiny_base, corpus, tmp_path):

@@ -13,5 +13,8 @@ CardBase = Annotated[
 ]
 AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")]
+Quantization = Annotated[
+    str | None, typer.Option(help="How the base is stored: none, int8 or nf4; by default as it lies on disk.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the masks and the order.")]

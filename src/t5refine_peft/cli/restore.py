@@ -33,6 +33,7 @@ def restore(
         str | None, typer.Option(help="The only mark that stands for a gap, instead of the usual ones.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
+    quantization: options.Quantization = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -42,11 +43,13 @@ def restore(
     """
     if (text is None) == (file is None):
         raise typer.BadParameter("give either a text (or -) or --file")
+    from t5refine_peft.config import Quantization
     from t5refine_peft.restoration.restorer import Restorer
 
+    scheme = Quantization.named(quantization) if quantization is not None else None
     jsonl = file is not None and file.suffix.lower() == ".jsonl"
     lines = iter([text]) if text is not None and text != "-" else _lines(file)
-    restorer = Restorer(base, adapters_dir=adapters_dir, device=device)
+    restorer = Restorer(base, adapters_dir=adapters_dir, quantization=scheme, device=device)
     if adapter is not None:
         restorer.load_adapter(adapter)
     written: list[str] = []

@@ -27,6 +27,7 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Evaluations without betterment before stopping.")] = None,
     start_step: Annotated[float | None, typer.Option(help="Share of the run before which nothing stops it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    quantization: options.Quantization = None,
     device: options.Device = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -36,7 +37,7 @@ def train(
     Example: t5refine train notes/ --terms terms.txt --domain cardiology --base google/mt5-base
     """
     from t5refine_peft.cli.progress import ProgressLines
-    from t5refine_peft.config import AdapterConfig, TrainingConfig
+    from t5refine_peft.config import AdapterConfig, Quantization, TrainingConfig
     from t5refine_peft.corpus.prepared import is_prepared
     from t5refine_peft.training.train import train_adapter
 
@@ -48,6 +49,7 @@ def train(
         "eval_steps": eval_steps,
         "patience": patience,
         "start_step": start_step,
+        "quantization": Quantization.named(quantization) if quantization is not None else None,
         "device": device,
         "seed": seed,
         "adapter": AdapterConfig(rank=rank) if rank is not None else None,

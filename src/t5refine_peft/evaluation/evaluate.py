@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.corruption import Example, build_example
 from t5refine_peft.modeling.base import Base
+from t5refine_peft.modeling.loss import head_inputs, label_scores
 from t5refine_peft.restoration.decoding import decode_gaps
 from t5refine_peft.restoration.gaps import normalized
 
@@ -105,14 +105,18 @@ def score_terms(
 def _teacher_forced(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> tuple[float, int, int]:
     """Summed loss, hits in the five most probable, and number of the batch's term tokens."""
     batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-    mask = batch["term_mask"]
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).logits[
-        mask
-    ]
-    labels = batch["labels"][mask]
-    loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-    hits = (logits.topk(5, dim=-1).indices == labels[:, None]).any(-1).sum()
-    return float(loss), int(hits), int(mask.sum())
+    labels = batch["labels"].masked_fill(~batch["term_mask"], -100)
+    head = model.get_output_embeddings()
+    hidden = head_inputs(
+        model,
+        head,
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+        decoder_input_ids=model._shift_right(batch["labels"]),
+    )
+    scores = label_scores(hidden, head, labels, top=5)
+    hits = (scores.predictions == labels.unsqueeze(-1)).any(-1).sum()
+    return -float(scores.log_probabilities.sum()), int(hits), int(batch["term_mask"].sum())
 
 
 def _gap_tokens(example: Example, base: Base) -> list[list[int]]:

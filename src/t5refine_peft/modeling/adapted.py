@@ -11,6 +11,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional as F
 
+from t5refine_peft.modeling.layers import QuantizedLinear
+
 
 @dataclass(frozen=True)
 class _Adapter:
@@ -73,6 +75,8 @@ def _adapter(layer: Any) -> _Adapter | None:
 
 def frozen_weight(layer: nn.Linear, dtype: torch.dtype) -> torch.Tensor:
     """The (width out, width in) weights of a frozen layer as numbers of `dtype`."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.matrix.tile(0, layer.out_features, dtype)
     return layer.weight.to(dtype)
 
 

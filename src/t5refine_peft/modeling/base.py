@@ -6,19 +6,24 @@ import json
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from t5refine_peft.config import Quantization
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
+from t5refine_peft.modeling.assembly import assemble
+from t5refine_peft.modeling.checkpoint import Checkpoint, weight_files
 from t5refine_peft.modeling.location import base_directory
+from t5refine_peft.modeling.placement import Placement
 from t5refine_peft.modeling.precision import Precision, choose_precision
+from t5refine_peft.modeling.stored import WEIGHTS_FILE, Record, read_record, write_model
+from t5refine_peft.modeling.weights import PublishedWeights, StoredWeights
 from t5refine_peft.storage import fingerprint_files
 
 MODEL_TYPES = ("t5", "mt5", "umt5")
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +37,8 @@ class Base:
     fingerprint: str
     """Of the weight files: an adapter fits the base whose fingerprint its card names."""
     precision: Precision
+    quantization: Quantization
+    """How its weights are stored."""
 
     @property
     def device(self) -> torch.device:
@@ -46,62 +53,92 @@ class Base:
         return nullcontext()
 
 
-def load_base(base: str | Path, *, device: str | None = None, precision: Literal["auto"] | Precision = "auto") -> Base:
+def load_base(
+    base: str | Path,
+    *,
+    quantization: Quantization | None = None,
+    device: str | None = None,
+    embedding_device: str | None = None,
+    precision: Literal["auto"] | Precision = "auto",
+) -> Base:
     """Load a base model in the official layout.
 
+    The weights are read and quantised one by one, so that memory stays near the size of the finished model.
+
     Args:
-        base: a directory with config.json, spiece.model and weights (safetensors or pytorch_model.bin), a hub id, or
-            `builtin:mt5-mini`.
-        device: `cpu`, `cuda`, `cuda:1`; None takes the GPU where there is one.
+        base: a directory with config.json, spiece.model and weights (safetensors or pytorch_model.bin), or one that
+            `save_quantized` wrote; a hub id; or `builtin:mt5-mini`.
+        quantization: how the frozen weights are stored; None takes the base as it is.
+        device: where the model computes: `cpu`, `cuda`, `cuda:1`; None takes the GPU where there is one.
+        embedding_device: where the embedding lies; None puts an unquantised one on the host where the layers are
+            quantised, and on `device` elsewhere. On the host it costs a few megabytes of transfer a step.
         precision: of the frozen weights and of computing. `auto` is bf16 where the hardware has it, else fp32; fp16 is
             not offered, since T5's activations overflow it.
 
     Raises:
-        RefineError: no such model, a model of another type, or a directory that lacks a file.
+        RefineError: no such model, a model of another type, a directory that lacks a file, weights that don't fit
+            config.json, or a base that was saved with another quantization.
     """
+    if precision not in ("auto", *get_args(Precision)):
+        why = "T5's activations overflow fp16, so it is not offered; " if "16" in str(precision) else ""
+        raise RefineError(f"no precision {precision!r}: {why}expected auto, bfloat16 or float32")
     directory = base_directory(base)
     model_type = _read_config(directory).get("model_type")
     if model_type not in MODEL_TYPES:
         raise RefineError(f"{base} is a model of type {model_type!r}: expected one of {', '.join(MODEL_TYPES)}")
-    weights = weight_files(directory)
+    record = read_record(directory)
+    files = [directory / WEIGHTS_FILE] if record else weight_files(directory)
     Vocabulary.load(directory)  # a missing tokenizer is told before gigabytes are read
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    chosen = choose_precision(target) if precision == "auto" else precision
-    model = AutoModelForSeq2SeqLM.from_pretrained(
-        directory, dtype=getattr(torch, chosen), local_files_only=True, attn_implementation="sdpa"
+    placement = Placement(
+        quantization=_agreed(quantization, record, directory),
+        precision=choose_precision(target) if precision == "auto" else precision,
+        device=target,
+        embedding_device=torch.device(embedding_device) if embedding_device else None,
     )
-    restore_head_flag(model)
-    model.requires_grad_(False).eval().to(target)
+    checkpoint = Checkpoint(files)
+    weights = StoredWeights(checkpoint, tied=record.tied) if record else PublishedWeights(checkpoint)
+    model = assemble(directory, weights, placement)
     return Base(
         model=model,
         vocabulary=Vocabulary.load(directory, model_rows=model.get_input_embeddings().num_embeddings),
         name=str(base),
-        fingerprint=fingerprint_files(weights),
-        precision=chosen,
+        fingerprint=record.fingerprint if record else fingerprint_files(files),
+        precision=placement.precision,
+        quantization=placement.quantization,
     )
 
 
-def weight_files(directory: Path) -> list[Path]:
-    """The files of a model's weights.
+def save_quantized(base: Base, directory: str | Path) -> None:
+    """Save a quantised base, so that `load_base(directory)` needs its 16-bit source no more.
+
+    Adapters fit it as they fit the source: it keeps the fingerprint of the source's weights.
 
     Raises:
-        RefineError: there are none.
+        RefineError: the base is not quantised, has adapters on it, or the place can't be written to.
     """
-    weights = [file for pattern in _WEIGHTS for file in directory.glob(pattern)]
-    if not weights:
-        raise RefineError(f"{directory} holds no weights: expected model.safetensors or pytorch_model.bin")
-    return weights
+    if not base.quantization.quantized:
+        raise RefineError(f"{base.name} is not quantised: load it with a quantization, or copy its directory")
+    embedding, head = base.model.get_input_embeddings(), base.model.get_output_embeddings()
+    record = Record(
+        quantization=base.quantization,
+        tied=head.weight is embedding.weight,
+        base=base.name,
+        fingerprint=base.fingerprint,
+    )
+    write_model(base.model, record, source=base_directory(base.name), directory=Path(directory))
 
 
-def restore_head_flag(model: PreTrainedModel) -> None:
-    """Set `tie_word_embeddings` to what is true of the loaded weights.
-
-    `MT5Config` and `UMT5Config` say `True` whatever the file says; a later `tie_weights()` would then overwrite the
-    head with the embedding. Compared by value.
-    """
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    model.config.tie_word_embeddings = head is embedding or torch.equal(head, embedding)
+def _agreed(asked: Quantization | None, record: Record | None, directory: Path) -> Quantization:
+    """The scheme to load in: the one asked for, or that in which the base was saved."""
+    if record is None:
+        return asked or Quantization.none()
+    if asked not in (None, record.quantization):
+        raise RefineError(
+            f"{directory} was saved with {record.quantization}, not with {asked}; leave the quantization out, or load "
+            f"{record.base} with it"
+        )
+    return record.quantization
 
 
 def _read_config(directory: Path) -> dict[str, object]:

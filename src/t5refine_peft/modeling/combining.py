@@ -13,8 +13,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from t5refine_peft.errors import RefineError
-from t5refine_peft.modeling.base import base_directory
 from t5refine_peft.modeling.identity import hollow_model, read_identity
+from t5refine_peft.modeling.location import base_directory
 from t5refine_peft.modeling.lora import save_adapter
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import adapter_fingerprint, write_card

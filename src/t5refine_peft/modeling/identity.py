@@ -11,7 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from t5refine_peft.corpus.tokenization import Vocabulary
-from t5refine_peft.modeling.base import Base, base_directory, weight_files
+from t5refine_peft.modeling.base import Base
+from t5refine_peft.modeling.checkpoint import weight_files
+from t5refine_peft.modeling.location import base_directory
 from t5refine_peft.registry.fit import BaseIdentity
 from t5refine_peft.storage import fingerprint_files
 

@@ -13,8 +13,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5refine_peft.errors import RefineError
-from t5refine_peft.modeling.base import Base, base_directory, load_base
+from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.identity import identify
+from t5refine_peft.modeling.location import base_directory
 from t5refine_peft.modeling.precision import Precision
 from t5refine_peft.modeling.probe import TEXTS, Question, ask, log_probabilities
 from t5refine_peft.registry import AdapterRegistry

@@ -22,6 +22,11 @@ def choose_precision(device: torch.device) -> Precision:
     return "bfloat16" if device.type == "cpu" and _bf16_is_faster_on_cpu() else "float32"
 
 
+def computing_dtype(device: torch.device, otherwise: torch.dtype) -> torch.dtype:
+    """In which type products on `device` are computed here: autocast's where it is on, else `otherwise`."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else otherwise
+
+
 @cache
 def _bf16_is_faster_on_cpu() -> bool:
     """Time one matrix product in both types: only AMX and AVX512-BF16 make bf16 fast, elsewhere it is slower."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from t5refine_peft.corpus.tokenization import Vocabulary
+from t5refine_peft.modeling.loss import head_inputs, label_scores
 
 
 class SentinelOrderLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
@@ -87,7 +87,7 @@ def decode_gaps(
     attention_mask = (input_ids != vocabulary.pad_id).long()
     gaps = torch.tensor(gap_counts, device=model.device)
     beams = 1 if num_candidates == 1 else max(4, num_candidates)
-    rows = model.get_output_embeddings().weight.shape[0]
+    rows = model.get_output_embeddings().out_features
     processor = SentinelOrderLogitsProcessor(vocabulary, rows=rows, gaps=gaps, max_gap_tokens=max_gap_tokens)
     sequences = model.generate(
         input_ids=input_ids,
@@ -117,13 +117,15 @@ def _log_probabilities(
     model: PreTrainedModel, input_ids: torch.Tensor, mask: torch.Tensor, sequences: torch.Tensor, beams: int
 ) -> torch.Tensor:
     """Log-probability of each generated token, (rows, tokens), from one forward over the finished sequences."""
-    logits = model(
+    head = model.get_output_embeddings()
+    hidden = head_inputs(
+        model,
+        head,
         input_ids=input_ids.repeat_interleave(beams, 0),
         attention_mask=mask.repeat_interleave(beams, 0),
         decoder_input_ids=sequences[:, :-1],
-    ).logits
-    chosen = F.log_softmax(logits.float(), dim=-1).gather(-1, sequences[:, 1:, None])
-    return chosen.squeeze(-1)
+    )
+    return label_scores(hidden, head, sequences[:, 1:]).log_probabilities
 
 
 def _parse(ids: list[int], log_probabilities: list[float], vocabulary: Vocabulary) -> list[Answer]:

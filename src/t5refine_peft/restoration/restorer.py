@@ -12,6 +12,7 @@ from typing import overload
 from peft import PeftModel
 from transformers import PreTrainedModel
 
+from t5refine_peft.config import Quantization
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.registry import AdapterRegistry
@@ -60,9 +61,15 @@ class Restorer:
     """
 
     def __init__(
-        self, base: str | Path | Base, *, adapters_dir: str | Path = "adapters", device: str | None = None
+        self,
+        base: str | Path | Base,
+        *,
+        adapters_dir: str | Path = "adapters",
+        quantization: Quantization | None = None,
+        device: str | None = None,
     ) -> None:
-        self._base = base if isinstance(base, Base) else load_base(base, device=device)
+        """Take a base that is loaded, or load one as `load_base` does."""
+        self._base = base if isinstance(base, Base) else load_base(base, quantization=quantization, device=device)
         self._registry = AdapterRegistry(adapters_dir)
         self._model: PeftModel | None = None
         self._default: str | None = None

@@ -89,7 +89,11 @@ def train_adapter(
     registry = AdapterRegistry(adapters_dir)
     target, run = registry.place(domain), AdapterRegistry(runs_dir).place(domain)
     terms = _glossary(glossary)
-    loaded = base if isinstance(base, Base) else load_base(base, device=config.device, precision=config.precision)
+    loaded = (
+        base
+        if isinstance(base, Base)
+        else load_base(base, quantization=config.quantization, device=config.device, precision=config.precision)
+    )
     data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
     splits, config = data.splits, data.config
     collator = DataCollatorForTermCorruption(

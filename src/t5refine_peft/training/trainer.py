@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from peft import PeftModel
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedModel, Seq2SeqTrainer
 
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.forward import LabelStates, packed_forward
+from t5refine_peft.modeling.loss import frozen_head_cross_entropy
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -120,7 +120,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
 
 
 def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy in fp32 of the labels that are not -100, and their number.
+    """Summed cross-entropy in fp32 of the labels that are not -100, and their number; no logits are held.
 
     Equals `F.cross_entropy` on the model's own logits.
     """
@@ -129,6 +129,5 @@ def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Ba
         states: LabelStates = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=inputs["labels"]
         )
-    logits = core.get_output_embeddings()(states.hidden).float()
-    loss = F.cross_entropy(logits, states.labels, ignore_index=-100, reduction="sum")
+    loss = frozen_head_cross_entropy(states.hidden, core.get_output_embeddings(), states.labels, num_items_in_batch=1)
     return loss, int((states.labels != -100).sum())
