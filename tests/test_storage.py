@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from t5refine_peft import RefineError
-from t5refine_peft.storage import atomic_directory, fingerprint_files
+from t5refine_peft.storage import atomic_directory, fingerprint_files, recover
 
 
 def fail_halfway(target: Path) -> None:
@@ -43,3 +43,16 @@ def test_fingerprints_depend_on_names_and_contents(tmp_path: Path):
     prints = {fingerprint_files([one]), fingerprint_files([two]), fingerprint_files([one, two])}
     assert len(prints) == 3
     assert fingerprint_files([one, two]) == fingerprint_files([two, one])
+
+
+def test_what_a_killed_writer_left_is_cleared_and_what_it_moved_aside_comes_back(tmp_path: Path):
+    for name in (".out.abcdefgh.part", ".out.abcdefgh.part.old", ".out.previous", ".out.more.abcdefgh.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.abcdefgh.part.old" / "a").write_text("earlier")
+    recover(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.more.abcdefgh.part", ".out.previous", "out"]
+    assert (tmp_path / "out" / "a").read_text() == "earlier"
+    (tmp_path / ".out.12345678.part.old").mkdir()
+    recover(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "earlier"
+    assert not (tmp_path / ".out.12345678.part.old").exists()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from t5refine_peft.modeling.base import load_base
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
-    from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
+    from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback, ProgressCallback
     from t5refine_peft.training.train import TrainResult, train_adapter
 
 _HOMES = {
@@ -27,6 +27,7 @@ _HOMES = {
     "DataCollatorForTermCorruption": "corpus.collator",
     "DelayedEarlyStoppingCallback": "training.callbacks",
     "Glossary": "corpus.glossary",
+    "ProgressCallback": "training.callbacks",
     "RefineError": "errors",
     "Restoration": "restoration.restorer",
     "Restorer": "restoration.restorer",
@@ -44,6 +45,7 @@ __all__ = [
     "DataCollatorForTermCorruption",
     "DelayedEarlyStoppingCallback",
     "Glossary",
+    "ProgressCallback",
     "RefineError",
     "Restoration",
     "Restorer",
