@@ -25,7 +25,8 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     On a terminal, one line is kept up to date; in a log, a line is written each time that the Trainer logs. Both say
     step, share, epoch, loss, learning rate, tokens a second (where the Trainer counts them), memory (the GPU's peak, or
     the process's), phase of early stopping, time passed over all resumed parts, and time left from the rate of the
-    last steps. Each evaluation adds a row to a table: its metric, the change against the best before, the verdict.
+    last steps. Each evaluation adds a row to a table: its metric, the change against the best before, and the verdict,
+    if the callback that gives one stands before this one.
     """
 
     def __init__(self, *, label: str = "") -> None:

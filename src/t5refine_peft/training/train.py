@@ -103,8 +103,9 @@ def train_adapter(
     config = config or TrainingConfig()
     target = AdapterRegistry(adapters_dir).place(domain)
     run = RunDirectory(AdapterRegistry(runs_dir).place(domain))
-    check_writable(target.parent)
-    check_writable(run.path.parent)
+    if is_first_process():
+        check_writable(target.parent)
+        check_writable(run.path.parent)
     terms = _glossary(glossary)
     device = config.device or local_device()
     loaded = base if isinstance(base, Base) else load_base(base, device=device, precision=config.precision)

@@ -107,6 +107,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             seed=self.args.seed,
             dataset=self.train_dataset,
         )
+        self._trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.model_accepts_loss_kwargs = True  # the loss is ours and takes the batch's number of tokens
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -169,11 +170,20 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     def _split_step(
         self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], num_items: torch.Tensor | int | None
     ) -> torch.Tensor:
-        losses = [
-            super(AdapterTrainer, self).training_step(model, part, num_items)
-            for part in self._micro_batches.split(inputs)
-        ]
-        return torch.stack(losses).sum()
+        """The Trainer's own step without what goes through all of the model's layers each time."""
+        if not model.training:
+            model.train()
+        total = torch.zeros((), device=self.args.device)
+        for part in self._micro_batches.split(self._prepare_inputs(inputs)):
+            loss = self.compute_loss(model, part, num_items_in_batch=num_items)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _clip_grad_norm(self, model: torch.nn.Module) -> torch.Tensor:
+        """Of the weights that are trained; the others have no gradient."""
+        norm: torch.Tensor = self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+        return norm
 
     def evaluate(
         self,
