@@ -2,10 +2,10 @@
 
     python benchmarks/bench_step_overhead.py
 
-Forward, backward, clipping, AdamW and the rate's schedule are the same in both; what the Trainer adds is Python: events,
-bookkeeping, the check of the gradients, the progress line. So the difference is a constant a step, to be held below 3 ms,
-whatever the model. Both loops take the same short batches on the built-in base, in turns, and the medians of the steps'
-CPU times are compared, since other programs on the machine don't count in them. The result goes to
+Forward, backward, clipping, AdamW and the rate's schedule are the same in both; what the Trainer adds is Python:
+events, bookkeeping, the check of the gradients, the progress line. So the difference is a constant a step, to be held
+below 3 ms, whatever the model. Both loops take the same short batches on the built-in base, in turns, and the medians
+of the steps' CPU times are compared, since other programs on the machine don't count in them. The result goes to
 `benchmarks/results/step_overhead.json`.
 """
 
@@ -34,8 +34,8 @@ from t5refine_peft.training.train import _trainer
 from t5refine_peft.training.trainer import LengthGroupedSampler, token_loss
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
-STEPS = 40
-ROUNDS = 3
+STEPS = 30
+ROUNDS = 2
 CONFIG = TrainingConfig(batch=2, max_steps=STEPS, eval_steps=STEPS, device="cpu", precision="float32")
 TEXTS = [f"Case {n}: the patient with heart failure takes {n} mg of furosemide a day." for n in range(200)]
 

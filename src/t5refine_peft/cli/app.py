@@ -8,6 +8,7 @@ import sys
 import typer
 
 from t5refine_peft.cli.demo import demo
+from t5refine_peft.cli.doctor import doctor
 from t5refine_peft.cli.restore import restore
 from t5refine_peft.cli.train import train
 from t5refine_peft.errors import RefineError
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(demo)
 app.command()(train)
 app.command()(restore)
+app.command()(doctor)
 
 
 def main() -> None:
