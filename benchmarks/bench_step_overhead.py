@@ -68,7 +68,7 @@ def bare(base: Any, splits: Any, collator: Any) -> list[float]:
     for step, batch in enumerate(DataLoader(dataset, batch_size=CONFIG.batch, sampler=sampler, collate_fn=collator)):
         if step == STEPS:
             break
-        loss, count, _ = token_loss(model, batch, base)
+        loss, count = token_loss(model, batch, base)
         (loss / count).backward()
         torch.nn.utils.clip_grad_norm_(trained, CONFIG.max_gradient_norm)
         optimizer.step()

@@ -18,10 +18,10 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *, at: int, training: bool = True, fa
     """Make the loss of the training (or evaluation) forward of this number NaN or infinite."""
     real, seen = trainer.token_loss, [0]
 
-    def token_loss(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, int, object]:
-        loss, count, outputs = real(model, *arguments)
+    def token_loss(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, int]:
+        loss, count = real(model, *arguments)
         seen[0] += model.training == training
-        return loss * factor if seen[0] == at and model.training == training else loss, count, outputs
+        return loss * factor if seen[0] == at and model.training == training else loss, count
 
     monkeypatch.setattr(trainer, "token_loss", token_loss)
 
@@ -83,14 +83,16 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, rows: int, in_backward: bo
         too_much = len(inputs["labels"]) > rows
         if too_much and not (in_backward and model.training):
             raise error
-        loss, count, outputs = real(model, inputs, base)
         if too_much:
+            # The first block's gradients come last: by then those of the others have been added.
+            first = next(w for name, w in model.named_parameters() if w.requires_grad and "encoder.block.0" in name)
 
             def fail(_: torch.Tensor) -> None:
+                handle.remove()
                 raise error
 
-            outputs.encoder_last_hidden_state.register_hook(fail)  # the decoder's gradients have been added by then
-        return loss, count, outputs
+            handle = first.register_hook(fail)
+        return real(model, inputs, base)
 
     monkeypatch.setattr(trainer, "token_loss", token_loss)
 
