@@ -6,6 +6,7 @@ import platform
 import shutil
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Diagnosis:
     cpu_milliseconds: dict[str, float]
     """A product of two matrices of 512 by 512, by number format."""
     bitsandbytes_backend: str | None
-    """Where it quantises: `cuda`, `cpu`; None where it is not installed."""
+    """Where it was seen to quantise, `cuda` or `cpu`, or why it did not; None where it is not installed."""
     traps: list[Finding]
 
     @property
@@ -69,7 +70,7 @@ def examine() -> Diagnosis:
         disk_free_bytes=shutil.disk_usage(Path.cwd()).free,
         native_bf16=native,
         cpu_milliseconds=timed,
-        bitsandbytes_backend=("cuda" if gpu else "cpu") if _version("bitsandbytes") else None,
+        bitsandbytes_backend=_bitsandbytes_backend("cuda" if gpu else "cpu"),
         traps=try_traps(),
     )
 
@@ -79,6 +80,16 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _bitsandbytes_backend(device: str) -> str | None:
+    if _version("bitsandbytes") is None:
+        return None
+    try:
+        import_module("bitsandbytes.functional").quantize_4bit(torch.ones(64, 64, device=device))
+    except Exception as error:  # a build that does not fit the machine raises whatever it likes
+        return f"broken on {device}: {type(error).__name__}: {error}"
+    return device
 
 
 def _milliseconds(dtype: torch.dtype) -> float:

@@ -12,6 +12,7 @@ from t5refine_peft import RefineError
 from t5refine_peft.training import trainer
 from t5refine_peft.training.callbacks import HealthCallback
 from t5refine_peft.training.memory import MicroBatches
+from t5refine_peft.training.order import LengthGroupedSampler
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, *, at: int, training: bool = True, factor: float = float("nan")) -> None:
@@ -55,7 +56,7 @@ def test_an_evaluation_that_is_not_finite_stops_too(tiny_base, corpus, terms, tm
 
 
 def test_the_documents_are_those_of_the_batch():
-    sampler = trainer.LengthGroupedSampler([n % 7 for n in range(20)], batch=8, seed=3)
+    sampler = LengthGroupedSampler([n % 7 for n in range(20)], batch=8, seed=3)
     seen = [list(sampler)[at : at + 8] for at in (0, 8, 16)]
     sampler.set_epoch(1)
     seen += [list(sampler)[at : at + 8] for at in (0, 8, 16)]
