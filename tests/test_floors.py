@@ -20,6 +20,8 @@ FLOORS = {
     "evaluation": 5,
     "training": 6,
     "demo": 7,
+    "traps": 7,
+    "doctor": 7,
     "cli": 8,
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from t5refine_peft import RefineError
-from t5refine_peft.storage import atomic_directory, fingerprint_files, free_path, remove_directory, write_file
+from t5refine_peft.storage import atomic_directory, fingerprint_files, free_path, recover, remove_directory, write_file
 
 
 def fail_halfway(target: Path) -> None:
@@ -71,3 +71,16 @@ def test_a_free_path_is_one_where_nothing_lies_not_even_a_link_to_nowhere(tmp_pa
     for taken in (tmp_path, tmp_path / "link"):
         with pytest.raises(RefineError, match="is there already"):
             free_path(taken)
+
+
+def test_what_a_killed_writer_left_is_cleared_and_what_it_moved_aside_comes_back(tmp_path: Path):
+    for name in (".out.abcdefgh.part", ".out.abcdefgh.part.old", ".out.previous", ".out.more.abcdefgh.part"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.abcdefgh.part.old" / "a").write_text("earlier")
+    recover(tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.more.abcdefgh.part", ".out.previous", "out"]
+    assert (tmp_path / "out" / "a").read_text() == "earlier"
+    (tmp_path / ".out.12345678.part.old").mkdir()
+    recover(tmp_path / "out")
+    assert (tmp_path / "out" / "a").read_text() == "earlier"
+    assert not (tmp_path / ".out.12345678.part.old").exists()

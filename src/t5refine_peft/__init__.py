@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from t5refine_peft.modeling.loss import frozen_head_cross_entropy
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
-    from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
+    from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback, ProgressCallback
     from t5refine_peft.training.train import TrainResult, train_adapter
 
 _HOMES = {
@@ -31,6 +31,7 @@ _HOMES = {
     "DelayedEarlyStoppingCallback": "training.callbacks",
     "Glossary": "corpus.glossary",
     "Quantization": "config",
+    "ProgressCallback": "training.callbacks",
     "RefineError": "errors",
     "Restoration": "restoration.restorer",
     "Restorer": "restoration.restorer",
@@ -49,6 +50,7 @@ __all__ = [
     "DataCollatorForTermCorruption",
     "DelayedEarlyStoppingCallback",
     "Glossary",
+    "ProgressCallback",
     "Quantization",
     "RefineError",
     "Restoration",

@@ -170,12 +170,22 @@ class TrainingConfig:
     """Gradients are clipped to this norm (Hugging Face's default)."""
     eval_steps: int | None = None
     """Steps between evaluations on the validation split; None makes about ten in a run."""
+    save_steps: int | None = None
+    """Steps between checkpoints; None writes one at each evaluation, and so does any other value besides."""
+    metric: Literal["loss", "term_exact_match"] = "loss"
+    """What is judged on the validation split: it chooses the best checkpoint and stops the run."""
     patience: int = 5
-    """Evaluations without a better validation loss after which training stops."""
+    """Evaluations without betterment after which it is looked whether to stop; see `DelayedEarlyStoppingCallback`."""
     start_step: float = 0.3
-    """Share of the run before which it never stops early."""
+    """Share of the run (below 1) or step (1 and above) before which it never stops early."""
     threshold: float = 0.001
-    """By how much a validation loss must be lower than the best to count as better."""
+    """By how much the metric must better the best to count."""
+    relative_threshold: bool = False
+    """Take `threshold` as a share of the best."""
+    window: int = 3
+    """Further evaluations over which the trend must be flat, too."""
+    report_to: tuple[str, ...] = ()
+    """Hugging Face's names of trackers, `tensorboard` say; none gets anything otherwise."""
     max_passage_tokens: int = 256
     """Longest input: passage, its context and the end mark."""
     context_tokens: int = 0
@@ -204,10 +214,15 @@ class TrainingConfig:
         ]
         faults += [
             f"{name} must lie between 0 and 1, found {getattr(self, name)}"
-            for name in ("warmup_share", "start_step", "validation_share", "test_share")
+            for name in ("warmup_share", "validation_share", "test_share")
             if not 0 <= getattr(self, name) < 1
         ]
-        for name in ("max_steps", "eval_steps", "micro_batch"):
+        faults += [
+            f"{name} must be at least 0, found {getattr(self, name)}"
+            for name in ("start_step", "threshold", "window")
+            if getattr(self, name) < 0
+        ]
+        for name in ("max_steps", "eval_steps", "save_steps", "micro_batch"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 faults.append(f"{name} must be at least 1, found {value}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from t5refine_peft.errors import RefineError
+
+_STAGED, _ASIDE = ".part", ".old"
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_STAGED, dir=target.parent))
     except OSError as error:
         raise RefineError(f"{target} can't be written: {error.strerror}; choose another directory") from None
     try:
@@ -30,7 +33,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         for file in staged.rglob("*"):
             _flush(file)
         staged.chmod(0o755)
+        _flush_directory(staged)
         _replace(staged, target)
+        _flush_directory(target.parent)
     except OSError as error:
         raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
     finally:
@@ -44,11 +49,12 @@ def atomic_file(target: Path) -> Iterator[Path]:
     Raises:
         RefineError: the place can't be written to.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}{_STAGED}")
     try:
         yield temporary
         _flush(temporary)
         temporary.replace(target)
+        _flush_directory(target.parent)
     except OSError as error:
         raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
     finally:
@@ -82,12 +88,36 @@ def write_file(target: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def check_writable(directory: Path) -> None:
+    """Make `directory` and write a file in it, so that hours of work don't end at a place that takes none.
+
+    Raises:
+        RefineError: it takes none.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            probe.write(b"\0")
+    except OSError as error:
+        raise RefineError(f"{directory} can't be written: {error.strerror}; choose another directory") from None
+
+
 def remove_directory(directory: Path) -> None:
     """Take a directory away so that no reader sees half of it, even where the removal is cut short."""
     aside = directory.with_name(f".{directory.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     directory.rename(aside)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Clear away what writers of `target` that were killed have left; a `target` moved aside by one comes back."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.\w{{8}}{re.escape(_STAGED)}({re.escape(_ASIDE)})?")
+    for left in [path for path in target.parent.glob(".*") if ours.fullmatch(path.name)]:
+        if left.name.endswith(_ASIDE) and not target.exists():
+            left.rename(target)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def fingerprint_files(files: list[Path]) -> str:
@@ -105,7 +135,7 @@ def _replace(staged: Path, target: Path) -> None:
     if not target.exists():
         staged.rename(target)
         return
-    aside = staged.with_name(staged.name + ".old")
+    aside = staged.with_name(staged.name + _ASIDE)
     target.rename(aside)
     try:
         staged.rename(target)
@@ -117,5 +147,16 @@ def _replace(staged: Path, target: Path) -> None:
 
 def _flush(path: Path) -> None:
     if path.is_file():
-        with path.open("rb") as stream:
+        with path.open("r+b") as stream:  # Windows flushes no file that is open for reading
             os.fsync(stream.fileno())
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make a rename outlast a power cut; Windows knows no such thing and needs none."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

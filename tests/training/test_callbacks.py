@@ -1,38 +1,152 @@
+"""All callbacks in a Seq2SeqTrainer that knows nothing of them."""
+
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
+import os
+import signal
+from pathlib import Path
 
-from transformers import TrainerControl
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from runs import AtEvent
+from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from t5refine_peft import DelayedEarlyStoppingCallback
-
-
-def stop_step(losses: list[float], **options) -> int | None:
-    """At which evaluation (one a step) training stops."""
-    callback, control = DelayedEarlyStoppingCallback(**options), TrainerControl()
-    for step, loss in enumerate(losses, start=1):
-        state = SimpleNamespace(global_step=step, max_steps=len(losses))
-        callback.on_evaluate(None, state, control, metrics={"eval_loss": loss})
-        if control.should_training_stop:
-            return step
-    return None
-
-
-def test_an_early_plateau_does_not_stop_and_a_late_one_does():
-    losses = [3.0] * 8 + [2.0] * 12
-    assert stop_step(losses, start_step=0.45, patience=5) == 14
-    assert stop_step(losses, start_step=0, patience=5) == 6
-    assert stop_step(losses, start_step=18, patience=5) is None
+from t5refine_peft import RefineError
+from t5refine_peft.training.callbacks import (
+    DelayedEarlyStoppingCallback,
+    HealthCallback,
+    InterruptCallback,
+    ProgressCallback,
+)
 
 
-def test_a_gain_below_the_threshold_is_none():
-    losses = [3 - 0.0001 * n for n in range(20)]
-    assert stop_step(losses, start_step=0, patience=4, threshold=0.001) is not None
-    assert stop_step(losses, start_step=0, patience=4, threshold=0.00001) is None
+def rows(count: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 100, (count, 8), generator=generator)
+    return [{"input_ids": row, "labels": row[:4].clone()} for row in ids]
 
 
-def test_its_state_survives_a_checkpoint():
-    callback = DelayedEarlyStoppingCallback(patience=3)
-    callback.best, callback.waited = 1.5, 2
-    again = DelayedEarlyStoppingCallback.from_state(callback.state())
-    assert (again.best, again.waited, again.patience) == (1.5, 2, 3)
+def plain_trainer(tiny_base: Path, where: Path, *callbacks: object, **options: object) -> Seq2SeqTrainer:
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), LoraConfig(task_type="SEQ_2_SEQ_LM", r=2))
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(where),
+        max_steps=8,
+        per_device_train_batch_size=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        logging_steps=1,
+        metric_for_best_model="loss",
+        load_best_model_at_end=True,
+        restore_callback_states_from_checkpoint=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        **options,
+    )
+    return Seq2SeqTrainer(
+        model=model, args=arguments, train_dataset=rows(16), eval_dataset=rows(4), callbacks=list(callbacks)
+    )
+
+
+def ours(**options: object) -> list[object]:
+    return [
+        DelayedEarlyStoppingCallback(**{"start_step": 0.3, "patience": 5, **options}),
+        InterruptCallback(),
+        ProgressCallback(label="plain"),
+        HealthCallback(),
+    ]
+
+
+def test_they_train_stop_tell_and_resume_in_a_plain_trainer(tiny_base, tmp_path, capsys):
+    stopping = {"threshold": 9.0, "patience": 1, "window": 1}
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(**stopping))
+    trainer.train()
+    assert trainer.state.global_step == 6  # held until step 3, then patience and window
+    phases = [entry["stopping_phase"] for entry in trainer.state.log_history if "stopping_phase" in entry]
+    assert phases == ["early", "late", "late"]
+    told = capsys.readouterr().err.splitlines()
+    steps = [line for line in told if line.startswith("plain: step 3/8 (37.5%), epoch 0.75, loss ")]
+    assert len(steps) == 1
+    assert all(word in steps[0] for word in (", rate ", " GB, early, 0:00:0", " passed, 0:00:0", " left"))
+    assert any("vs best" in line and "verdict" in line for line in told)
+    assert any("no trend" in line or "evaluations without betterment" in line for line in told)
+
+    kept = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["stateful_callbacks"]
+    assert kept["DelayedEarlyStoppingCallback"]["attributes"]["waited"] == 1
+    assert kept["ProgressCallback"]["attributes"]["seconds_before"] > 0
+    again = plain_trainer(tiny_base, tmp_path, *ours(**stopping))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 6
+    assert "plain: step 5/8" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path):
+    interrupt = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"after step 5 of 8: .*checkpoint-5 is complete, the best weights .*4"):
+        trainer.train()
+    assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["global_step"] == 5
+    PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), tmp_path / "best")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    plain_trainer(tiny_base, tmp_path, *ours()).train(resume_from_checkpoint=True)
+
+
+def test_a_second_ctrl_c_stops_at_once(tiny_base, tmp_path):
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), AtEvent("on_step_begin", 4, twice))
+    with pytest.raises(KeyboardInterrupt, match="stopped at once; the last complete checkpoint is as it was"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    assert not (tmp_path / "checkpoint-5").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_in_an_evaluation_is_heeded_after_it(tiny_base, tmp_path):
+    interrupt = AtEvent("on_prediction_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt)
+    trainer.callback_handler.callbacks[-1].on_prediction_step, act = (
+        lambda *_, **__: None,
+        trainer.callback_handler.callbacks[-1].on_prediction_step,
+    )
+    seen: list[int] = []
+
+    def once(args: object, state: object, control: object, **kwargs: object) -> None:
+        if not seen and state.global_step == 4:
+            seen.append(4)
+            act(args, state, control, **kwargs)
+
+    trainer.callback_handler.callbacks[-1].on_prediction_step = once
+    with pytest.raises(KeyboardInterrupt, match="interrupted after step 4 of 8"):
+        trainer.train()
+    history = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["log_history"]
+    assert history[-2]["step"] == 4
+    assert "eval_loss" in history[-2]
+
+
+def test_nan_in_a_plain_trainer_stops_before_the_weights_change(tiny_base, tmp_path):
+    def spoil() -> None:
+        next(weight for weight in trainer.model.parameters() if weight.grad is not None).grad.fill_(float("nan"))
+
+    trainer = plain_trainer(tiny_base, tmp_path, AtEvent("on_pre_optimizer_step", 5, spoil), *ours())
+    with pytest.raises(RefineError, match="not finite at step 6: likely the learning rate"):
+        trainer.train()
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+def test_on_a_terminal_one_line_is_kept_up_to_date(tiny_base, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    plain_trainer(tiny_base, tmp_path, *ours(), include_num_input_tokens_seen="all").train()
+    told = capsys.readouterr().err
+    assert "\x1b[?25l" in told  # the cursor goes
+    assert told.rstrip().endswith(("\x1b[?25h", "\x1b[2K"))  # and comes back
+    assert told.count("vs best") == 1
+    assert "tokens/s" in told

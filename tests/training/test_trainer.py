@@ -18,8 +18,9 @@ from t5refine_peft import (
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.modeling.lora import add_adapter
+from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.train import _trainer
-from t5refine_peft.training.trainer import LengthGroupedSampler, token_loss
+from t5refine_peft.training.trainer import token_loss
 
 
 class KeepGradients(TrainerCallback):

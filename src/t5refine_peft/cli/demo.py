@@ -14,10 +14,10 @@ def demo(as_json: options.Json = False, seed: options.Seed = 0) -> None:
 
     Example: t5refine demo
     """
-    from t5refine_peft.cli.progress import ProgressLines
     from t5refine_peft.demo.run import run_demo
+    from t5refine_peft.training.callbacks import ProgressCallback
 
-    result = run_demo(seed=seed, callbacks=lambda domain: [ProgressLines(domain)])
+    result = run_demo(seed=seed, callbacks=lambda domain: [ProgressCallback(label=domain)])
     if as_json:
         print(
             json.dumps(

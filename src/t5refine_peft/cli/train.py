@@ -24,10 +24,18 @@ def train(
     learning_rate: Annotated[float | None, typer.Option(help="The peak rate.")] = None,
     rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     eval_steps: Annotated[int | None, typer.Option(help="Steps between evaluations.")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="Steps between checkpoints, beside each evaluation's.")] = None,
     patience: Annotated[int | None, typer.Option(help="Evaluations without betterment before stopping.")] = None,
-    start_step: Annotated[float | None, typer.Option(help="Share of the run before which nothing stops it.")] = None,
+    start_step: Annotated[
+        float | None, typer.Option(help="Share of the run (below 1) or step before which nothing stops it.")
+    ] = None,
+    report_to: Annotated[list[str] | None, typer.Option(help="A tracker, tensorboard say; may be repeated.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     quantization: options.Quantization = None,
+    runs_dir: Annotated[Path, typer.Option(help="The directory of the checkpoints.")] = Path("runs"),
+    rescue_dir: Annotated[
+        Path | None, typer.Option(help="Where the state is saved when a checkpoint can't be written there.")
+    ] = None,
     device: options.Device = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -36,9 +44,10 @@ def train(
 
     Example: t5refine train notes/ --terms terms.txt --domain cardiology --base google/mt5-base
     """
-    from t5refine_peft.cli.progress import ProgressLines
     from t5refine_peft.config import AdapterConfig, Quantization, TrainingConfig
     from t5refine_peft.corpus.prepared import is_prepared
+    from t5refine_peft.training.callbacks import ProgressCallback
+    from t5refine_peft.training.interrupt import EXIT_CODE
     from t5refine_peft.training.train import train_adapter
 
     chosen: dict[str, Any] = {
@@ -47,6 +56,8 @@ def train(
         "batch": batch,
         "learning_rate": learning_rate,
         "eval_steps": eval_steps,
+        "save_steps": save_steps,
+        "report_to": tuple(report_to) if report_to else None,
         "patience": patience,
         "start_step": start_step,
         "quantization": Quantization.named(quantization) if quantization is not None else None,
@@ -56,16 +67,25 @@ def train(
     }
     if terms is None and not any(map(is_prepared, corpus)):
         print("no --terms: training on random spans alone, without term masking or term scores", file=sys.stderr)
-    result = train_adapter(
-        corpus,
-        domain=domain,
-        glossary=terms,
-        base=base,
-        adapters_dir=adapters_dir,
-        config=TrainingConfig(**{name: value for name, value in chosen.items() if value is not None}),
-        resume=resume,
-        callbacks=[ProgressLines(domain)],
-    )
+    progress = ProgressCallback(label=domain)
+    try:
+        result = train_adapter(
+            corpus,
+            domain=domain,
+            glossary=terms,
+            base=base,
+            adapters_dir=adapters_dir,
+            runs_dir=runs_dir,
+            config=TrainingConfig(**{name: value for name, value in chosen.items() if value is not None}),
+            resume=resume,
+            rescue_dir=rescue_dir,
+            callbacks=[progress],
+        )
+    except KeyboardInterrupt as interrupt:
+        print(f"t5refine: {interrupt or 'interrupted'}", file=sys.stderr)
+        raise typer.Exit(EXIT_CODE) from None
+    finally:
+        progress.close()
     if as_json:
         from dataclasses import asdict
 

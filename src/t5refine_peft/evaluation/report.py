@@ -23,17 +23,19 @@ svg {{ width: 100%; height: auto; }}
 <h2>Validation loss</h2>
 {curve}
 <p>{ending}</p>
+{verdicts}
 </body></html>
 """
 
 
-def render_report(card: dict[str, Any], history: Sequence[tuple[int, float]]) -> str:
+def render_report(card: dict[str, Any], log_history: Sequence[dict[str, Any]]) -> str:
     """Draw the page.
 
     Args:
         card: the adapter's card.
-        history: (step, validation loss) of each evaluation.
+        log_history: the Trainer's, with the evaluations and the verdicts of early stopping.
     """
+    history = [(entry["step"], entry["eval_loss"]) for entry in log_history if "eval_loss" in entry]
     before, after = card["metrics"]["base"], card["metrics"]["adapter"]
     if before and after:
         quote = (
@@ -53,7 +55,22 @@ def render_report(card: dict[str, Any], history: Sequence[tuple[int, float]]) ->
         scores=scores,
         curve=_curve(history),
         ending=html.escape(ending),
+        verdicts=_verdicts(log_history),
     )
+
+
+_PHASES = {"early": "early (held)", "middle": "middle (watched)", "late": "late (judged)"}
+
+
+def _verdicts(log_history: Sequence[dict[str, Any]]) -> str:
+    rows = "".join(
+        f"<tr><td>{entry['step']}</td><td>{_PHASES[entry['stopping_phase']]}</td>"
+        f"<td>{html.escape(entry['stopping_reason'])}</td></tr>"
+        for entry in log_history
+        if "stopping_phase" in entry
+    )
+    head = "<h2>Early stopping</h2><table><tr><th>step</th><th>phase</th><th>verdict</th></tr>"
+    return f"{head}{rows}</table>" if rows else ""
 
 
 def _curve(history: Sequence[tuple[int, float]]) -> str:

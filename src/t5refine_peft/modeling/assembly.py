@@ -38,7 +38,7 @@ def assemble(directory: Path, weights: Weights, placement: Placement) -> PreTrai
             parent, _, attribute = name.rpartition(".")
             numbers = weights.numbers(name, parameter.shape, placement.of(kind))
             setattr(model.get_submodule(parent), attribute, nn.Parameter(numbers, requires_grad=False))
-    _keep_ties_true(model, tied=tied)
+    keep_ties_true(model, tied=tied)
     return model.requires_grad_(False).eval()
 
 
@@ -94,7 +94,7 @@ def _linear(matrix: Matrix, dtype: torch.dtype) -> nn.Linear:
     return linear
 
 
-def _keep_ties_true(model: PreTrainedModel, *, tied: bool) -> None:
+def keep_ties_true(model: PreTrainedModel, *, tied: bool) -> None:
     """Say of the ties what is true, so that a later `tie_weights()` changes nothing.
 
     `MT5Config` and `UMT5Config` say `tie_word_embeddings=True` whatever the file says, and the head would then be

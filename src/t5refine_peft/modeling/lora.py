@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from t5refine_peft.config import AdapterConfig
 from t5refine_peft.modeling.base import Base
@@ -35,11 +35,15 @@ def linear_layers(base: Base) -> list[str]:
     return sorted({name.rpartition(".")[2] for name in linear_shapes(base.model)})
 
 
-def save_adapter(model: PeftModel, directory: Path) -> None:
-    """Write PEFT's two files, the weights in bf16 and nothing but the adapter's."""
+def save_adapter(model: PeftModel, directory: Path, *, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write PEFT's two files, the weights in `dtype` and nothing but the adapter's.
+
+    Raises:
+        OSError: the directory takes no more (safetensors' own writer would raise an error of its own).
+    """
     state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    halved = {name: tensor.detach().to("cpu", torch.bfloat16).contiguous() for name, tensor in state.items()}
-    save_file(halved, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    written = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in state.items()}
+    (directory / WEIGHTS_FILE).write_bytes(save(written, metadata={"format": "pt"}))
     config = model.peft_config["default"]
     config.inference_mode, was = True, config.inference_mode
     try:

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from transformers import Seq2SeqTrainingArguments, TrainerCallback
+from transformers.integrations import get_available_reporting_integrations
 
 from t5refine_peft.config import TrainingConfig
 from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTermCorruption
@@ -26,10 +28,17 @@ from t5refine_peft.modeling.lora import add_adapter, reload_adapter, save_adapte
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
-from t5refine_peft.storage import atomic_directory
-from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
+from t5refine_peft.storage import atomic_directory, check_writable, recover
+from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
 from t5refine_peft.training.data import training_data
+from t5refine_peft.training.health import HealthCallback
+from t5refine_peft.training.interrupt import InterruptCallback
+from t5refine_peft.training.processes import is_first_process, local_device, micro_batches, process_count
+from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 from t5refine_peft.training.trainer import AdapterTrainer
+
+_NO_BEARING = {"device", "report_to", "save_steps"}
+"""Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,7 @@ def train_adapter(
     runs_dir: str | Path = "runs",
     config: TrainingConfig | None = None,
     resume: bool = False,
+    rescue_dir: str | Path | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train an adapter for a domain, measure it beside the base, and write it to `adapters_dir/domain`.
@@ -78,59 +88,84 @@ def train_adapter(
         adapters_dir: where adapters lie.
         runs_dir: where checkpoints lie while training; may be deleted afterwards.
         config: see `TrainingConfig`.
-        resume: go on from the newest checkpoint of this domain.
+        resume: go on from the newest checkpoint of this domain, to the adapter of the run that was never cut.
+        rescue_dir: where the state in memory is saved when a checkpoint can't be written to `runs_dir`.
         callbacks: further callbacks of the Trainer.
 
+    Started by `torchrun` or `accelerate launch`, several processes train one adapter; the first writes it, and all
+    return the same.
+
     Raises:
-        RefineError: anything wrong with what was given; nothing is written then.
+        RefineError: anything wrong with what was given, with nothing written then; a run to resume that is not this
+            one; numbers that are no longer finite; a disk that takes no more.
+        KeyboardInterrupt: at the first Ctrl+C or SIGTERM, when the step has ended and a checkpoint is written.
     """
     started = time.monotonic()
     config = config or TrainingConfig()
-    registry = AdapterRegistry(adapters_dir)
-    target, run = registry.place(domain), AdapterRegistry(runs_dir).place(domain)
+    target = AdapterRegistry(adapters_dir).place(domain)
+    run = RunDirectory(AdapterRegistry(runs_dir).place(domain))
+    if is_first_process():
+        check_writable(target.parent)
+        check_writable(run.path.parent)
     terms = _glossary(glossary)
+    device = config.device or local_device()
     loaded = (
         base
         if isinstance(base, Base)
-        else load_base(base, quantization=config.quantization, device=config.device, precision=config.precision)
+        else load_base(base, quantization=config.quantization, device=device, precision=config.precision)
     )
     data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
     splits, config = data.splits, data.config
+    checkpoint = _begin(run, target, _identity(splits, data.glossary_fingerprint, loaded, config), resume)
     collator = DataCollatorForTermCorruption(
         loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
     )
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
     base_scores = score_terms(loaded.model, loaded, test, collator)
-    checkpoint = _checkpoint(run, resume)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
+    interrupt = InterruptCallback(how_to_resume="train_adapter(..., resume=True) or t5refine train ... --resume")
     try:
         stopping = DelayedEarlyStoppingCallback(
-            start_step=config.start_step, patience=config.patience, threshold=config.threshold
+            start_step=config.start_step,
+            patience=config.patience,
+            threshold=config.threshold,
+            relative=config.relative_threshold,
+            window=config.window,
+            metric=config.metric,
         )
-        trainer = _trainer(model, loaded, splits, collator, config, run, [stopping, *callbacks])
-        trainer.train(resume_from_checkpoint=checkpoint)
-        best_step = _step(trainer.state.best_model_checkpoint) or trainer.state.global_step
-        with atomic_directory(target) as staged:
-            save_adapter(model, staged)
-            reload_adapter(model, staged)
-            adapter_scores = score_terms(model, loaded, test, collator)
-            stopped = "the validation loss no longer fell" if stopping.stopped else "all steps were done"
-            card = {
-                "domain": domain,
-                "base": loaded.name,
-                "base_fingerprint": loaded.fingerprint,
-                "tokenizer_fingerprint": loaded.vocabulary.fingerprint,
-                "glossary_fingerprint": data.glossary_fingerprint,
-                "config": asdict(config),
-                "metrics": {"base": _plain(base_scores), "adapter": _plain(adapter_scores)},
-                "best_step": best_step,
-                "steps": trainer.state.global_step,
-                "stopped_because": stopped,
-            }
-            write_card(staged, card)
-            (staged / REPORT_FILE).write_text(render_report(card, trainer.eval_history), encoding="utf-8")
+        rescue = RunDirectory(AdapterRegistry(rescue_dir).place(domain)) if rescue_dir is not None else None
+        trainer = _trainer(model, loaded, splits, collator, config, run.path, [stopping, *callbacks, interrupt], rescue)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        state = trainer.state
+        best_step = state.best_global_step or state.global_step
+        stopped = f"{config.metric} no longer got better" if stopping.stopped else "all steps were done"
+        scores: list[TermScores | None] = [None]
+        if trainer.is_world_process_zero():
+            if not (run.checkpoint(best_step) / WEIGHTS_FILE).is_file():
+                raise RefineError(f"{run.checkpoint(best_step)}, the best, was removed while training; train anew")
+            reload_adapter(model, run.checkpoint(best_step))
+            with atomic_directory(target) as staged:
+                save_adapter(model, staged)
+                reload_adapter(model, staged)
+                scores = [score_terms(model, loaded, test, collator)]
+                card = {
+                    "domain": domain,
+                    "base": loaded.name,
+                    "base_fingerprint": loaded.fingerprint,
+                    "tokenizer_fingerprint": loaded.vocabulary.fingerprint,
+                    "glossary_fingerprint": data.glossary_fingerprint,
+                    "config": asdict(config),
+                    "metrics": {"base": _plain(base_scores), "adapter": _plain(scores[0])},
+                    "best_step": best_step,
+                    "steps": state.global_step,
+                    "stopped_because": stopped,
+                }
+                write_card(staged, card)
+                (staged / REPORT_FILE).write_text(render_report(card, state.log_history), encoding="utf-8")
+        adapter_scores = broadcast_object_list(scores)[0]
     finally:
+        interrupt.close()
         model.unload()
     return TrainResult(
         path=target,
@@ -138,11 +173,37 @@ def train_adapter(
         base_scores=base_scores,
         adapter_scores=adapter_scores,
         best_step=best_step,
-        steps=trainer.state.global_step,
+        steps=state.global_step,
         stopped_because=stopped,
         seconds=time.monotonic() - started,
-        tokens=trainer.tokens_seen,
+        tokens=state.num_input_tokens_seen,
     )
+
+
+def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: TrainingConfig) -> RunIdentity:
+    """What the run depends on; where it is saved and told has no bearing on the adapter."""
+    tokens, terms = fingerprint_splits(splits)
+    settings = {name: value for name, value in asdict(config).items() if name not in _NO_BEARING}
+    return RunIdentity(
+        corpus=tokens,
+        glossary=f"{glossary}-{terms}" if glossary else terms,
+        base=base.fingerprint,
+        tokenizer=base.vocabulary.fingerprint,
+        config={
+            **settings, "precision": base.precision, "device": base.device.type, "processes": process_count(),
+        },
+    )  # fmt: skip
+
+
+def _begin(run: RunDirectory, target: Path, identity: RunIdentity, resume: bool) -> Path | None:
+    """Start the run, or find the checkpoint to go on from; of several processes the first one writes."""
+    if is_first_process():
+        recover(target)
+        if not resume:
+            run.start(identity)
+        else:
+            run.clear_leftovers()
+    return run.resume(identity) if resume else None
 
 
 def _glossary(glossary: str | Path | Glossary | Iterable[str] | None) -> Glossary | None:
@@ -159,13 +220,15 @@ def _trainer(
     config: TrainingConfig,
     run: Path,
     callbacks: list[TrainerCallback],
+    rescue: RunDirectory | None = None,
 ) -> AdapterTrainer:
     train, validation = splits["train"], splits["validation"]
     validation = validation.select(range(min(len(validation), config.evaluation_passages)))
-    micro_batch = config.micro_batch or config.batch
+    micro_batch, accumulated = micro_batches(config)
     steps = config.max_steps or math.ceil(config.epochs * math.ceil(len(train) / config.batch))
     every = min(steps, config.eval_steps or max(1, steps // 10))
     transformers.set_seed(config.seed)
+    _check_trackers(config.report_to)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(run),
         max_steps=steps,
@@ -174,19 +237,21 @@ def _trainer(
         warmup_steps=math.ceil(config.warmup_share * steps),
         max_grad_norm=config.max_gradient_norm,
         per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=config.batch // micro_batch,
+        gradient_accumulation_steps=accumulated,
         per_device_eval_batch_size=micro_batch * 2,
         weight_decay=0.0,
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
-        save_steps=every,
+        save_steps=min(steps, config.save_steps or every),
         save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
+        metric_for_best_model=f"eval_{config.metric}",
+        greater_is_better=config.metric != "loss",
         logging_steps=max(1, every // 5),
-        report_to="none",
+        logging_nan_inf_filter=False,  # HealthCallback stops there instead
+        include_num_input_tokens_seen="non_padding",
+        restore_callback_states_from_checkpoint=True,
+        report_to=list(config.report_to) or "none",
         disable_tqdm=True,
         seed=config.seed,
         data_seed=config.seed,
@@ -194,7 +259,13 @@ def _trainer(
         remove_unused_columns=False,
         label_names=["labels"],
         dataloader_pin_memory=base.device.type == "cuda",
+        ddp_find_unused_parameters=False,
     )
+    term_test = None
+    if config.metric == "term_exact_match":
+        term_test = TermTest.build(validation, collator, limit=config.evaluation_passages)
+        if not term_test.examples:
+            raise RefineError("metric is term_exact_match, but no passage of the validation split holds a term")
     trainer = AdapterTrainer(
         model=model,
         args=arguments,
@@ -204,27 +275,30 @@ def _trainer(
         callbacks=callbacks,
         base=base,
         lengths=train["length"][:],
+        run=RunDirectory(run),
+        rescue=rescue,
+        term_test=term_test,
     )
     trainer.pop_callback(transformers.PrinterCallback)
+    trainer.add_callback(
+        HealthCallback(documents_of=lambda step: [train[n]["document"] for n in trainer.sampler.of_step(step)])
+    )
     return trainer
 
 
-def _checkpoint(run: Path, resume: bool) -> str | None:
-    """The newest complete checkpoint to go on from.
+def _check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that is not there.
 
     Raises:
-        RefineError: `resume` is asked for and there is none.
+        RefineError: it is unknown, or its package is not installed.
     """
-    if not resume:
-        return None
-    complete = [path.parent for path in run.glob("checkpoint-*/trainer_state.json")]
-    if not complete:
-        raise RefineError(f"nothing to resume: {run} holds no checkpoint; train without resuming")
-    return str(max(complete, key=lambda path: _step(path.name) or 0))
-
-
-def _step(checkpoint: str | None) -> int | None:
-    return int(checkpoint.rpartition("-")[2]) if checkpoint else None
+    installed = get_available_reporting_integrations() if names else []
+    for name in names:
+        if name not in installed:
+            raise RefineError(
+                f"report_to names {name!r}, which is no tracker that is installed here (found: "
+                f"{', '.join(sorted(installed)) or 'none'}); pip install its package, t5refine-peft[tensorboard] say"
+            )
 
 
 def _plain(scores: TermScores | None) -> dict[str, float] | None:

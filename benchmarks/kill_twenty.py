@@ -1,0 +1,170 @@
+"""Kill a run twenty times at random moments, resume it, and compare the adapter bit by bit.
+
+    python benchmarks/kill_twenty.py
+
+What is claimed: a checkpoint is whole or absent, and holds all that the rest of the run depends on; so a run that was
+killed by SIGKILL at any moment and resumed ends with the very bytes of the run that was never killed. The moments are
+drawn over the forwards of training and evaluation and over the flushes of the files of a save, in like numbers, and the
+kill comes from another process, within a few milliseconds of them. Ctrl+C (SIGINT) is tried
+in each kind as well. The model is a small random one with the built-in base's vocabulary, since its size has no bearing
+on the claim. The result goes to `benchmarks/results/kill_twenty.json`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import shutil
+import signal
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MT5Config, MT5ForConditionalGeneration
+
+from t5refine_peft import AdapterConfig, TrainingConfig, train_adapter
+from t5refine_peft.modeling.base import base_directory
+
+RESULTS = Path(__file__).parent / "results" / "kill_twenty.json"
+CONFIG = TrainingConfig(
+    adapter=AdapterConfig(rank=4, dropout=0.1),
+    max_steps=12,
+    eval_steps=4,
+    save_steps=3,
+    batch=4,
+    micro_batch=2,
+    evaluation_passages=3,
+    device="cpu",
+    precision="float32",
+)
+TEXTS = [f"Case {n}: the patient with heart failure takes {n} mg of furosemide a day." for n in range(40)]
+KINDS = ("step", "evaluation", "save")
+
+
+def make_base(directory: Path) -> None:
+    """A random mT5 of one layer a side."""
+    source = base_directory("builtin:mt5-mini")
+    torch.manual_seed(0)
+    shape = {"d_model": 32, "d_ff": 64, "d_kv": 16, "num_heads": 2, "num_layers": 1, "num_decoder_layers": 1}
+    model = MT5ForConditionalGeneration(MT5Config.from_pretrained(source, **shape))
+    model.save_pretrained(directory)
+    for name in ("spiece.model", "tokenizer_config.json"):
+        shutil.copy(source / name, directory)
+
+
+def train(base: str, where: str, resume: bool, moments: Any, kind: Any, log: Any) -> None:
+    """A run that tells other processes how far it is: a moment for each forward and each flush of a file."""
+    from t5refine_peft.training import trainer
+
+    real_loss, real_fsync = trainer.token_loss, os.fsync
+
+    def tell(now: str) -> None:
+        kind.value = KINDS.index(now)
+        moments.value += 1
+        log.append(now)
+
+    def token_loss(model: Any, *arguments: Any) -> Any:
+        tell("step" if model.training else "evaluation")
+        return real_loss(model, *arguments)
+
+    def fsync(descriptor: int) -> None:
+        tell("save")
+        real_fsync(descriptor)
+
+    trainer.token_loss, os.fsync = token_loss, fsync
+    train_adapter(
+        TEXTS,
+        domain="kill",
+        glossary=["heart failure", "furosemide"],
+        base=base,
+        adapters_dir=Path(where) / "adapters",
+        runs_dir=Path(where) / "runs",
+        config=CONFIG,
+        resume=resume,
+    )
+
+
+class Runs:
+    """Starts runs in processes that have everything imported already."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["t5refine_peft.training.train"])
+
+    def run(self, where: str, *, resume: bool = False, kill_at: int | None = None, number: int = 0) -> tuple[str, list]:
+        """Train; send signal `number` at moment `kill_at`. Returns what was going on when it ended, and the moments."""
+        moments, kind = self.context.Value(ctypes.c_int, 0), self.context.Value(ctypes.c_int, 0)
+        with self.context.Manager() as manager:
+            log = manager.list()
+            process = self.context.Process(target=train, args=(self.base, where, resume, moments, kind, log))
+            process.start()
+            while process.is_alive() and (kill_at is None or moments.value < kill_at):
+                time.sleep(0.001)
+            if process.is_alive():
+                time.sleep(random.random() * 0.01)
+                os.kill(process.pid or 0, number)
+            process.join()
+            if kill_at is None and process.exitcode:
+                raise SystemExit(f"the run ended with {process.exitcode}")
+            return KINDS[kind.value], list(log)
+
+
+def digest(where: str) -> str:
+    weights = Path(where) / "adapters" / "kill" / "adapter_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def main() -> None:
+    random.seed(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        make_base(Path(scratch) / "base")
+        runs = Runs(f"{scratch}/base")
+        whole = f"{scratch}/whole"
+        _, log = runs.run(whole)
+        expected = digest(whole)
+        at = {kind: [n for n, told in enumerate(log, start=1) if told == kind and n > 2] for kind in KINDS}
+        drawn = [(signal.SIGKILL, kind, random.choice(at[kind])) for n in range(20) for kind in [KINDS[n % 3]]]
+        drawn += [(signal.SIGINT, kind, random.choice(at[kind])) for kind in KINDS]
+        cuts = []
+        for number, (how, kind, moment) in enumerate(drawn):
+            where = f"{scratch}/{number}"
+            died_in, _ = runs.run(where, kill_at=moment, number=how)
+            kept = sorted(int(path.name[11:]) for path in Path(where).glob("runs/kill/checkpoint-*"))
+            runs.run(where, resume=True)
+            cuts.append(
+                {
+                    "signal": how.name,
+                    "drawn_in": kind,
+                    "moment": moment,
+                    "ended_in": died_in,
+                    "resumed_from_step": kept[-1] if kept else 0,
+                    "identical": digest(where) == expected,
+                }
+            )
+            print(json.dumps(cuts[-1]), flush=True)
+    result = {
+        "moments_in_a_run": len(log),
+        "cuts": cuts,
+        "identical": sum(cut["identical"] for cut in cuts),
+        "of": len(cuts),
+        "steps": CONFIG.max_steps,
+        "device": f"{platform.machine()} CPU",
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if result["identical"] != result["of"]:
+        raise SystemExit("an adapter differs")
+
+
+if __name__ == "__main__":
+    main()

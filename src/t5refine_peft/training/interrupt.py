@@ -1,0 +1,117 @@
+"""Ctrl+C and SIGTERM without loss: finish the step, save, say how to go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import distributed
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from t5refine_peft.storage import atomic_directory
+
+logger = logging.getLogger(__name__)
+
+BEST_DIRECTORY = "best"
+EXIT_CODE = 130
+"""What a shell reports for a program that was ended by Ctrl+C."""
+
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+_WEIGHTS = ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json")
+
+
+class InterruptCallback(TrainerCallback):  # type: ignore[misc]
+    """The first Ctrl+C (or SIGTERM, or Ctrl+Break on Windows) lets the step end, writes a whole checkpoint and the best
+    weights so far, and ends the training with a `KeyboardInterrupt` that says where they are; the second ends at once.
+
+    An evaluation that is under way is finished first, since a checkpoint without its outcome would not resume to the
+    same run. Works in any Trainer that saves checkpoints; what it needs to know at resuming lies in them. Signals reach
+    the main thread only: elsewhere this callback does nothing.
+    """
+
+    def __init__(self, *, how_to_resume: str = "trainer.train(resume_from_checkpoint=True)") -> None:
+        """Take the words that tell the user how to go on."""
+        self.how_to_resume = how_to_resume
+        self.interrupted = False
+        self._former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them; where training ends in an error no event does it."""
+        while self._former:
+            number, handler = self._former.popitem()
+            signal.signal(number, handler)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over the signals."""
+        self.interrupted = False
+        if threading.current_thread() is threading.main_thread() and not self._former:
+            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            self.close()
+            raise KeyboardInterrupt("stopped at once; the last complete checkpoint is as it was")
+        self.interrupted = True
+        # No logging here: a handler may run while the logging module holds its lock, or the stream is being written to.
+        os.write(2, b"\nfinishing the step and saving; once more stops at once\n")
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Save and stop after this step, if asked to."""
+        return self._stop(control, args, save=True)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Save and stop after this evaluation, if asked to while it ran."""
+        return self._stop(control, args, save=True)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Stop after this checkpoint, if asked to while it was written."""
+        return self._stop(control, args, save=False)
+
+    def _stop(self, control: TrainerControl, args: TrainingArguments, *, save: bool) -> TrainerControl:
+        if self._anyone_interrupted(args):
+            control.should_training_stop = True
+            control.should_save = control.should_save or save
+        return control
+
+    def _anyone_interrupted(self, args: TrainingArguments) -> bool:
+        """Whether any process was asked to stop: all have to stop after the same step."""
+        if args.world_size > 1:
+            flag = torch.tensor(int(self.interrupted), device=args.device)
+            distributed.all_reduce(flag, op=distributed.ReduceOp.MAX)
+            self.interrupted = bool(flag)
+        return self.interrupted
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the signals back; after an interruption, keep the best weights and raise `KeyboardInterrupt`."""
+        self.close()
+        if not self.interrupted:
+            return
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        source = Path(state.best_model_checkpoint or checkpoint)
+        best = Path(args.output_dir) / BEST_DIRECTORY
+        if state.is_world_process_zero:
+            with atomic_directory(best) as staged:
+                for file in (file for pattern in _WEIGHTS for file in source.glob(pattern)):
+                    shutil.copy2(file, staged)
+        raise KeyboardInterrupt(
+            f"interrupted after step {state.global_step} of {state.max_steps}: {checkpoint} is complete, the best "
+            f"weights so far ({source.name}) are in {best}; go on with {self.how_to_resume}"
+        )

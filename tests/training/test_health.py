@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from runs import train_tiny, weights
+from torch import nn
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from t5refine_peft import RefineError
+from t5refine_peft.training import trainer
+from t5refine_peft.training.callbacks import HealthCallback
+from t5refine_peft.training.memory import MicroBatches
+from t5refine_peft.training.order import LengthGroupedSampler
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *, at: int, training: bool = True, factor: float = float("nan")) -> None:
+    """Make the loss of the training (or evaluation) forward of this number NaN or infinite."""
+    real, seen = trainer.token_loss, [0]
+
+    def token_loss(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, int]:
+        loss, count = real(model, *arguments)
+        seen[0] += model.training == training
+        return loss * factor if seen[0] == at and model.training == training else loss, count
+
+    monkeypatch.setattr(trainer, "token_loss", token_loss)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_with_step_documents_and_cause(
+    tiny_base, corpus, terms, tmp_path, monkeypatch, factor
+):
+    spoil(monkeypatch, at=12, factor=factor)  # the second micro-batch of step 6
+    with pytest.raises(RefineError) as raised:
+        train_tiny(tiny_base, corpus, terms, tmp_path)
+    sentence = str(raised.value)
+    assert sentence.startswith("the loss or its gradient is not finite at step 6 (its batch: ")
+    assert sentence.split("(its batch: ")[1].split(")", maxsplit=1)[0].count(", ") == 7
+    assert "likely the learning rate 0.01 is too high; train anew with a third of it" in sentence
+    assert "the checkpoints in" in sentence
+    assert (tmp_path / "runs" / "heart" / "checkpoint-4" / "trainer_state.json").is_file()
+    assert not (tmp_path / "adapters" / "heart").exists()
+
+
+def test_before_any_update_it_is_not_the_learning_rate(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    spoil(monkeypatch, at=1)
+    with pytest.raises(RefineError, match=r"step 1 .* broken weights of the base .*; no checkpoint was due yet"):
+        train_tiny(tiny_base, corpus, terms, tmp_path)
+
+
+def test_an_evaluation_that_is_not_finite_stops_too(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    spoil(monkeypatch, at=1, training=False)
+    with pytest.raises(RefineError, match="eval_loss is not finite at step 4: likely the learning rate"):
+        train_tiny(tiny_base, corpus, terms, tmp_path)
+
+
+def test_the_documents_are_those_of_the_batch():
+    sampler = LengthGroupedSampler([n % 7 for n in range(20)], batch=8, seed=3)
+    seen = [list(sampler)[at : at + 8] for at in (0, 8, 16)]
+    sampler.set_epoch(1)
+    seen += [list(sampler)[at : at + 8] for at in (0, 8, 16)]
+    assert [sampler.of_step(step) for step in range(1, 7)] == seen
+    assert all(len(batch) == 8 for batch in seen)
+
+
+def test_a_quantised_base_is_suspected_first(tmp_path):
+    model = nn.ModuleDict({"frozen": nn.Module(), "trained": nn.Linear(2, 2)})
+    model["frozen"].weight = nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
+    model["trained"].weight.grad = torch.full((2, 2), float("inf"))
+    callback, state = HealthCallback(), TrainerState(save_steps=4)
+    arguments = TrainingArguments(str(tmp_path))
+    callback.on_train_begin(arguments, state, TrainerControl(), model=model)
+    with pytest.raises(RefineError, match="likely a bad quantisation of the base"):
+        callback.on_pre_optimizer_step(arguments, state, TrainerControl(), model=model)
+
+
+def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, rows: int, in_backward: bool) -> None:
+    """Fail as a GPU does for micro-batches of more than `rows` passages, in forward or with half the gradients made."""
+    real = trainer.token_loss
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    def token_loss(model: nn.Module, inputs: dict[str, torch.Tensor], base: object) -> object:
+        too_much = len(inputs["labels"]) > rows
+        if too_much and not (in_backward and model.training):
+            raise error
+        if too_much:
+            # The first block's gradients come last: by then those of the others have been added.
+            first = next(w for name, w in model.named_parameters() if w.requires_grad and "encoder.block.0" in name)
+
+            def fail(_: torch.Tensor) -> None:
+                handle.remove()
+                raise error
+
+            handle = first.register_hook(fail)
+        return real(model, inputs, base)
+
+    monkeypatch.setattr(trainer, "token_loss", token_loss)
+
+
+@pytest.mark.parametrize("in_backward", [False, True], ids=["forward", "backward"])
+def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
+    tiny_base, corpus, terms, tmp_path, monkeypatch, caplog, in_backward
+):
+    from t5refine_peft import AdapterConfig
+
+    plain = {"adapter": AdapterConfig(rank=4, dropout=0.0)}
+    train_tiny(tiny_base, corpus, terms, tmp_path / "small", config={**plain, "micro_batch": 2})
+    out_of_memory(monkeypatch, rows=2, in_backward=in_backward)
+    caplog.set_level(logging.WARNING, logger="t5refine_peft")
+    train_tiny(tiny_base, corpus, terms, tmp_path / "halved", config={**plain, "micro_batch": 8})
+    told = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
+    assert told[:2] == [
+        "out of memory at step 1: micro-batch 8 -> 4; the batch and its order stay as they were",
+        "out of memory at step 1: micro-batch 4 -> 2; the batch and its order stay as they were",
+    ]
+    assert told[2].startswith("out of memory at step 4: evaluation batch 16 -> 8")
+    small, halved = weights(tmp_path / "small"), weights(tmp_path / "halved")
+    for name, expected in small.items():
+        distance = (halved[name].float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-6)
+        assert distance < 0.01, name  # bf16 on disk
+
+
+def test_other_errors_pass_and_one_passage_that_does_not_fit_is_told():
+    sizes = MicroBatches(train=2, evaluation=4)
+    with pytest.raises(RuntimeError, match="shape"):
+        sizes.halve(RuntimeError("shape mismatch"), step=1)
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    with pytest.raises(RefineError, match="with 2 passages a process: set micro_batch to 1"):
+        sizes.halve(full, step=1, processes=2)
+    sizes.halve(full, step=1)
+    parts = list(sizes.split({"labels": torch.zeros(3, 5), "input_ids": torch.zeros(3, 7)}))
+    assert [len(part["input_ids"]) for part in parts] == [1, 1, 1]
+    with pytest.raises(RefineError, match="out of memory at step 9 with one passage at a time: take a lower max_pass"):
+        sizes.halve(full, step=9)

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from t5refine_peft import ProgressCallback
+from t5refine_peft.training import progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_time_left_comes_from_the_last_steps_and_the_pauses_between_them(tmp_path, monkeypatch, capsys):
+    clock, control = Clock(), TrainerControl()
+    monkeypatch.setattr(progress, "time", clock)
+    arguments = TrainingArguments(str(tmp_path), metric_for_best_model="eval_loss", greater_is_better=False)
+    # A run that is resumed at step 1000 of 2000 after two hours: the two hours tell nothing of its rate.
+    callback = ProgressCallback.from_state({"args": {"label": "x"}, "attributes": {"seconds_before": 7200.0}})
+    state = TrainerState(max_steps=2000, global_step=1000, eval_steps=100, num_input_tokens_seen=10**6)
+    callback.on_train_begin(arguments, state, control)
+    assert "time left unknown" in callback.line(state)
+    for _ in range(100):
+        clock.now += 2.0
+        state.global_step += 1
+        state.num_input_tokens_seen += 500
+        callback.on_step_end(arguments, state, control)
+    assert callback.line(state).endswith("2:03:20 passed, 0:30:00 left")
+    clock.now += 50.0
+    state.log_history += [{"step": 1000, "eval_loss": 2.0}, {"step": 1100, "eval_loss": 1.5}]
+    state.log_history.append({"step": 1100, "stopping_phase": "middle", "stopping_reason": "loss 1.5 is the best"})
+    callback.on_evaluate(arguments, state, control, metrics={"eval_loss": 1.5})
+    clock.now += 10.0
+    callback.on_save(arguments, state, control)
+    callback.on_log(arguments, state, control, logs={"loss": 1.25, "learning_rate": 5e-4})
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if "loss 1.250" in line)
+    assert "step 1100/2000 (55.0%)" in line
+    assert "rate 0.0005, 250 tokens/s" in line
+    assert ", middle, " in line
+    assert line.endswith("2:04:20 passed, 0:39:00 left")  # 900 steps of 2 s, 9 pauses of 60 s
+
+
+def test_evaluations_are_a_table_with_the_change_against_the_best(tmp_path, capsys):
+    callback, control = ProgressCallback(), TrainerControl()
+    arguments = TrainingArguments(str(tmp_path), metric_for_best_model="accuracy", greater_is_better=True)
+    state = TrainerState(max_steps=30)
+    for step, accuracy in ((10, 0.5), (20, 0.75), (30, 0.625)):
+        state.global_step = step
+        state.log_history.append({"step": step, "eval_accuracy": accuracy})
+        callback.on_evaluate(arguments, state, control, metrics={"eval_accuracy": accuracy})
+    header, *rows = [line.split() for line in capsys.readouterr().err.splitlines()]
+    assert header == ["step", "epoch", "eval_accuracy", "vs", "best", "verdict"]
+    assert rows == [
+        ["10", "0.00", "0.5000"],
+        ["20", "0.00", "0.7500", "+0.2500"],
+        ["30", "0.00", "0.6250", "-0.1250"],
+    ]
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_one_process_of_several_tells(tmp_path, capsys, main):
+    state = TrainerState(max_steps=3, is_world_process_zero=main)
+    ProgressCallback().on_log(TrainingArguments(str(tmp_path)), state, TrainerControl(), logs={"loss": 1.0})
+    assert bool(capsys.readouterr().err) is main

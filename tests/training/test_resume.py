@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+
+import pytest
+from runs import AtEvent, kill_in_evaluation, kill_in_flush, kill_in_step, run_and_kill, same, train_tiny, weights
+
+from t5refine_peft import AdapterConfig, Glossary, RefineError
+from t5refine_peft.corpus.preparation import prepare_dataset
+from t5refine_peft.training.checkpoints import fingerprint_splits
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_base, corpus, terms, tmp_path_factory):
+    """The run that was never cut."""
+    where = tmp_path_factory.mktemp("whole")
+    return where, train_tiny(tiny_base, corpus, terms, where)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
+@pytest.mark.parametrize(
+    ("kill", "number"),
+    [
+        (kill_in_step, 8),
+        (kill_in_evaluation, 2),  # the second evaluation: after a checkpoint that no evaluation belongs to
+        (kill_in_flush, 19),  # within the third checkpoint
+    ],
+    ids=["step", "evaluation", "save"],
+)
+def test_a_killed_run_resumes_to_the_same_adapter(whole, tiny_base, corpus, terms, tmp_path, kill, number):
+    where, uncut = whole
+    assert run_and_kill((kill, number), tiny_base, corpus, terms, tmp_path) == -signal.SIGKILL
+    assert not (tmp_path / "adapters" / "heart").exists()
+    resumed = train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert same(weights(where), weights(tmp_path))
+    assert (uncut.best_step, uncut.steps, uncut.tokens) == (resumed.best_step, resumed.steps, resumed.tokens)
+    assert uncut.adapter_scores == resumed.adapter_scores
+    for report in (uncut.path, resumed.path):
+        assert (report / "report.html").read_bytes() == (uncut.path / "report.html").read_bytes()
+    left = [path.name for path in (tmp_path / "runs" / "heart").iterdir() if path.name.startswith(".")]
+    assert left == []
+
+
+def test_an_interrupted_run_resumes_to_the_same_adapter(whole, tiny_base, corpus, terms, tmp_path):
+    where, _ = whole
+    interrupt = AtEvent("on_substep_end", 6, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt) as raised:
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[interrupt])
+    assert "interrupted after step 7 of 12" in str(raised.value)
+    assert "checkpoint-7 is complete" in str(raised.value)
+    assert "--resume" in str(raised.value)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert same(weights(where), weights(tmp_path))
+
+
+def test_a_run_whose_training_had_ended_is_not_trained_further(whole, tiny_base, corpus, terms, tmp_path):
+    where, uncut = whole
+    shutil.copytree(where / "runs", tmp_path / "runs")
+    again = train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert same(weights(where), weights(tmp_path))
+    assert (again.steps, again.best_step, again.tokens) == (uncut.steps, uncut.best_step, uncut.tokens)
+
+    early = {"config": {"threshold": 9.0, "start_step": 0.0, "patience": 1, "window": 1}}
+    stopped = train_tiny(tiny_base, corpus, terms, tmp_path, domain="early", **early)
+    assert stopped.steps == 12
+    early["config"]["window"] = 0
+    stopped = train_tiny(tiny_base, corpus, terms, tmp_path, domain="early", **early)
+    assert stopped.steps == 8
+    shutil.rmtree(stopped.path)
+    again = train_tiny(tiny_base, corpus, terms, tmp_path, domain="early", resume=True, **early)
+    assert (again.steps, again.stopped_because) == (8, "loss no longer got better")
+
+
+def test_a_run_that_had_no_checkpoint_yet_begins_again(whole, tiny_base, corpus, terms, tmp_path):
+    where, _ = whole
+    with pytest.raises(ZeroDivisionError):
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[AtEvent("on_step_end", 1, lambda: 1 // 0)])
+    train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert same(weights(where), weights(tmp_path))
+
+
+def test_a_run_may_be_moved_and_goes_on_elsewhere(whole, tiny_base, corpus, terms, tmp_path):
+    where, _ = whole
+    interrupt = AtEvent("on_step_end", 10, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tiny_base, corpus, terms, tmp_path / "here", callbacks=[interrupt])
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "runs").rename(tmp_path / "there" / "runs")
+    train_tiny(tiny_base, corpus, terms, tmp_path / "there", resume=True)
+    assert same(weights(where), weights(tmp_path / "there"))
+
+
+def test_a_new_run_moves_the_earlier_one_aside(whole, tiny_base, corpus, terms, tmp_path):
+    where, _ = whole
+    shutil.copytree(where / "runs", tmp_path / "runs")
+    train_tiny(tiny_base, corpus, terms, tmp_path, config={"max_steps": 2, "eval_steps": 2})
+    assert [path.name for path in (tmp_path / "runs" / "heart").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert (tmp_path / "runs" / ".heart.previous" / "checkpoint-12" / "optimizer.pt").is_file()
+
+
+def changed(options: dict[str, object]) -> dict[str, object]:
+    return {"config": options}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpus": ["One more document on furosemide and heart failure."]}, "the corpus has changed"),
+        ({"terms": ["pulse"]}, "the glossary has changed"),
+        (changed({"learning_rate": 1e-3}), "learning_rate was 0.01 and is now 0.001"),
+        (changed({"adapter": AdapterConfig(rank=8, dropout=0.1)}), "adapter.rank was 4 and is now 8"),
+        (changed({"seed": 1}), "the corpus has changed .*; the glossary has changed .*; seed was 0 and is now 1"),
+    ],
+)
+def test_another_run_is_refused_with_the_reason(whole, tiny_base, corpus, terms, tmp_path, change, message):
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    corpus, terms = corpus + change.pop("corpus", []), terms + change.pop("terms", [])
+    with pytest.raises(RefineError, match=f"can't be resumed: {message}.*; put it back, or train without resuming"):
+        train_tiny(tiny_base, corpus, terms, tmp_path, resume=True, **change)
+    assert not list((tmp_path / "adapters").rglob("*.safetensors"))
+
+
+def test_another_base_is_refused(whole, tiny_base, corpus, terms, tmp_path):
+    import torch
+    from transformers import MT5ForConditionalGeneration
+
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    shutil.copytree(tiny_base, tmp_path / "base")
+    model = MT5ForConditionalGeneration.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.encoder.block[0].layer[0].SelfAttention.q.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "base")
+    with pytest.raises(RefineError, match="the base has changed since the run was started"):
+        train_tiny(tmp_path / "base", corpus, terms, tmp_path, resume=True)
+
+
+def test_what_has_no_bearing_on_the_adapter_is_not_recorded(whole):
+    record = json.loads((whole[0] / "runs" / "heart" / "run.json").read_text())
+    assert "device" in record["config"]
+    assert not {"report_to", "save_steps"} & record["config"].keys()
+
+
+def test_nothing_to_resume_and_a_broken_record_are_told(tiny_base, corpus, terms, tmp_path):
+    with pytest.raises(RefineError, match=r"nothing to resume: .* holds no run"):
+        train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    (tmp_path / "runs" / "heart").mkdir(parents=True)
+    (tmp_path / "runs" / "heart" / "run.json").write_text("{")
+    with pytest.raises(RefineError, match=r"run\.json is broken"):
+        train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+
+
+def test_the_fingerprint_is_of_values(vocabulary, corpus, terms, tmp_path):
+    def prepared(texts: list[str], glossary: list[str]):
+        return prepare_dataset(texts, vocabulary=vocabulary, glossary=Glossary(glossary))
+
+    splits = prepared(corpus, terms)
+    tokens, spans = fingerprint_splits(splits)
+    splits.save_to_disk(tmp_path)
+    assert fingerprint_splits(type(splits).load_from_disk(tmp_path)) == (tokens, spans)
+    assert fingerprint_splits(prepared(corpus, terms[:2])) == (
+        tokens,
+        fingerprint_splits(prepared(corpus, terms[:2]))[1],
+    )
+    assert fingerprint_splits(prepared(corpus, terms[:2]))[1] != spans
+    assert fingerprint_splits(prepared([*corpus, "furosemide it is"], terms))[0] != tokens
