@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_dataset
     from t5refine_peft.errors import RefineError
+    from t5refine_peft.evaluation.evaluate import evaluate
+    from t5refine_peft.evaluation.scores import EvaluationReport
     from t5refine_peft.modeling.base import load_base
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
@@ -26,12 +28,14 @@ _HOMES = {
     "CorruptionConfig": "config",
     "DataCollatorForTermCorruption": "corpus.collator",
     "DelayedEarlyStoppingCallback": "training.callbacks",
+    "EvaluationReport": "evaluation.scores",
     "Glossary": "corpus.glossary",
     "RefineError": "errors",
     "Restoration": "restoration.restorer",
     "Restorer": "restoration.restorer",
     "TrainResult": "training.train",
     "TrainingConfig": "config",
+    "evaluate": "evaluation.evaluate",
     "load_base": "modeling.base",
     "prepare_dataset": "corpus.preparation",
     "train_adapter": "training.train",
@@ -43,12 +47,14 @@ __all__ = [
     "CorruptionConfig",
     "DataCollatorForTermCorruption",
     "DelayedEarlyStoppingCallback",
+    "EvaluationReport",
     "Glossary",
     "RefineError",
     "Restoration",
     "Restorer",
     "TrainResult",
     "TrainingConfig",
+    "evaluate",
     "load_base",
     "prepare_dataset",
     "train_adapter",

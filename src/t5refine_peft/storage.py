@@ -37,6 +37,24 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         shutil.rmtree(staged, ignore_errors=True)
 
 
+@contextmanager
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Give a name beside `target` to write to; on success that file takes `target`'s place, else it is removed.
+
+    Raises:
+        RefineError: the place can't be written to.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        _flush(temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise RefineError(f"{target} can't be written: {error.strerror}; choose another place or free some") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def fingerprint_files(files: list[Path]) -> str:
     """Names and contents of `files` as 16 hexadecimal digits."""
     digest = hashlib.sha256()
