@@ -53,8 +53,8 @@ def test_every_score_by_hand():
     assert {name: (part.value, part.count) for name, part in heart.by_length.items()} == {
         "3–4": (1.0, 1), "5–8": (pytest.approx(2 / 3), 3),
     }  # fmt: skip
-    assert {name: (part.value, part.count) for name, part in heart.by_copy.items()} == {
-        "copy": (1.0, 1), "no copy": (pytest.approx(2 / 3), 3),
+    assert {name: (part.value, part.count) for name, part in heart.by_copies.items()} == {
+        "0": (pytest.approx(2 / 3), 3), "1+": (1.0, 1),
     }  # fmt: skip
     assert (heart.never_masked.value, heart.never_masked.count) == (1.0, 1)
     assert heart.calibration_error == pytest.approx(0.15)

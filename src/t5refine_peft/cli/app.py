@@ -8,6 +8,7 @@ import sys
 import typer
 
 from t5refine_peft.cli.demo import demo
+from t5refine_peft.cli.evaluate import evaluate
 from t5refine_peft.cli.restore import restore
 from t5refine_peft.cli.train import train
 from t5refine_peft.errors import RefineError
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(train)
+app.command()(evaluate)
 app.command()(restore)
 
 

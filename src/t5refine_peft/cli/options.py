@@ -10,5 +10,8 @@ import typer
 Base = Annotated[str, typer.Option(help="A model directory, a hub id, or builtin:mt5-mini.")]
 AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters.")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")]
+Examples = Annotated[
+    bool, typer.Option("--examples", help="Show twenty test passages in the report; they are text of the documents.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the masks and the order.")]

@@ -27,6 +27,7 @@ def train(
     patience: Annotated[int | None, typer.Option(help="Evaluations without betterment before stopping.")] = None,
     start_step: Annotated[float | None, typer.Option(help="Share of the run before which nothing stops it.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    examples: options.Examples = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -61,6 +62,7 @@ def train(
         adapters_dir=adapters_dir,
         config=TrainingConfig(**{name: value for name, value in chosen.items() if value is not None}),
         resume=resume,
+        report_examples=examples,
         callbacks=[ProgressLines(domain)],
     )
     if as_json:

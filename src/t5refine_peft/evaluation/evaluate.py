@@ -29,6 +29,9 @@ from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.restoration.decoding import decode_gaps
 from t5refine_peft.restoration.restorer import Restoration, Restorer
 
+BASE_SYSTEM = "base"
+"""The base's name among the systems of a report."""
+
 
 def evaluate(
     data: str | Path | QuestionSet | datasets.Dataset | datasets.DatasetDict,
@@ -80,8 +83,8 @@ def evaluate(
             restorer.load_adapter(name)  # a mistake is told before an hour of answers
         try:
             for adapter in (None, *adapters):
-                system = _restoring(restorer, adapter, num_candidates, batch_size)
-                answers[adapter or "base"] = ask(questions, system, name=adapter or "base")
+                name = BASE_SYSTEM if adapter is None else adapter_system(adapter)
+                answers[name] = ask(questions, _restoring(restorer, adapter, num_candidates, batch_size), name=name)
         finally:
             for name in restorer.adapters:
                 restorer.delete_adapter(name)
@@ -91,6 +94,11 @@ def evaluate(
     for name, system in others.items():
         answers[name] = ask(questions, system, name=name)
     return EvaluationReport.of(questions, answers, seed=seed)
+
+
+def adapter_system(adapter: str) -> str:
+    """The name of an adapter among the systems of a report: its own, unless that is the base's."""
+    return adapter if adapter != BASE_SYSTEM else f"{adapter} (adapter)"
 
 
 def _restoring(restorer: Restorer, adapter: str | None, num_candidates: int, batch_size: int) -> System:

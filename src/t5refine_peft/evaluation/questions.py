@@ -12,6 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 
 from t5refine_peft.corpus.glossary import Glossary
@@ -140,6 +141,8 @@ class QuestionSet:
 
 def count_terms(rows: Iterable[Mapping[str, Any]]) -> Counter[int]:
     """Occurrences of each term, by its number in the glossary."""
+    if isinstance(rows, datasets.Dataset):
+        rows = rows.select_columns(["term_spans"])  # token ids need not be read for it
     return Counter(int(span[2]) for row in rows for span in row["term_spans"])
 
 

@@ -17,6 +17,9 @@ FREQUENCY_BORDERS = (1, 10, 100)
 LENGTH_BORDERS = (3, 5, 9, 17)
 """Bands of characters: 0-2, 3-4, 5-8, 9-16, more."""
 
+COPY_BORDERS = (1,)
+"""Bands of other copies in the visible text: none, one or more."""
+
 
 @dataclass(frozen=True)
 class Filling:
@@ -52,8 +55,8 @@ class SystemScores:
     """Exact match by occurrences in the training documents."""
     by_length: dict[str, Estimate]
     """Exact match by the truth's characters."""
-    by_copy: dict[str, Estimate]
-    """Exact match where another copy stands in the text (`copy`), and where none does (`no copy`)."""
+    by_copies: dict[str, Estimate]
+    """Exact match where no other copy stands in the text (`0`), and where it can be read off one (`1+`)."""
     never_masked: Estimate | None
     """Exact match for terms that training never masked."""
     calibration_error: float | None
@@ -210,7 +213,7 @@ def score_system(questions: QuestionSet, system: str, answers: Answers, *, seed:
         chrf=metrics.chrf(truths, texts),
         by_frequency=_ordered(strata(_frequency), FREQUENCY_BORDERS),
         by_length=_ordered(strata(lambda blank: metrics.band(len(blank.truth), LENGTH_BORDERS)), LENGTH_BORDERS),
-        by_copy=strata(lambda blank: "copy" if blank.copy_left else "no copy"),
+        by_copies=_ordered(strata(lambda blank: metrics.band(int(blank.copy_left), COPY_BORDERS)), COPY_BORDERS),
         never_masked=estimate(lambda _, blank: blank.kind == "term" and blank.masked_in_training is False),
         calibration_error=metrics.calibration_error(bins) if scored else None,
         calibration=tuple(bins),

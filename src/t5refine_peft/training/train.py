@@ -22,8 +22,16 @@ from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
-from t5refine_peft.evaluation.evaluate import TermScores, TermTest, score_terms
+from t5refine_peft.evaluation.evaluate import (
+    BASE_SYSTEM,
+    TermAnswers,
+    TermScores,
+    TermTest,
+    adapter_system,
+    answer_terms,
+)
 from t5refine_peft.evaluation.report import render_report
+from t5refine_peft.evaluation.scores import EvaluationReport
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.lora import WEIGHTS_FILE, add_adapter, reload_adapter, save_adapter
 from t5refine_peft.registry import AdapterRegistry
@@ -66,6 +74,7 @@ def train_adapter(
     runs_dir: str | Path = "runs",
     config: TrainingConfig | None = None,
     resume: bool = False,
+    report_examples: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train an adapter for a domain, measure it beside the base, and write it to `adapters_dir/domain`.
@@ -79,6 +88,8 @@ def train_adapter(
         runs_dir: where checkpoints lie while training; may be deleted afterwards.
         config: see `TrainingConfig`.
         resume: go on from the newest checkpoint of this domain.
+        report_examples: show twenty test passages in `report.html`, with what was restored in them; without them it
+            holds no text of the corpus but terms.
         callbacks: further callbacks of the Trainer.
 
     Raises:
@@ -92,8 +103,8 @@ def train_adapter(
     loaded = base if isinstance(base, Base) else load_base(base, device=config.device, precision=config.precision)
     splits = _splits(corpus, loaded, terms, config)
     collator = DataCollatorForTermCorruption(loaded.vocabulary, config.corruption, seed=config.seed)
-    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
-    base_scores = score_terms(loaded.model, loaded, test, collator)
+    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
+    base_answers = answer_terms(loaded.model, loaded, test, collator)
     checkpoint = _checkpoint(run, resume)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
@@ -107,7 +118,7 @@ def train_adapter(
         with atomic_directory(target) as staged:
             save_adapter(model, staged)
             reload_adapter(model, staged)
-            adapter_scores = score_terms(model, loaded, test, collator)
+            adapter_answers = answer_terms(model, loaded, test, collator)
             stopped = "the validation loss no longer fell" if stopping.stopped else "all steps were done"
             card = {
                 "domain": domain,
@@ -116,21 +127,30 @@ def train_adapter(
                 "tokenizer_fingerprint": loaded.vocabulary.fingerprint,
                 "glossary_fingerprint": terms.fingerprint if terms else None,
                 "config": asdict(config),
-                "metrics": {"base": _plain(base_scores), "adapter": _plain(adapter_scores)},
+                "metrics": {"base": _plain(base_answers), "adapter": _plain(adapter_answers)},
                 "best_step": best_step,
                 "steps": trainer.state.global_step,
                 "stopped_because": stopped,
                 "versions": {name: version(name) for name in _VERSIONS_OF},
             }
             (staged / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            (staged / "report.html").write_text(render_report(card, trainer.eval_history), encoding="utf-8")
+            report = render_report(
+                _side_by_side(test, domain, base_answers, adapter_answers),
+                title=domain,
+                log_history=trainer.state.log_history,
+                best_step=best_step,
+                steps=trainer.state.global_step,
+                stopped_because=stopped,
+                examples=report_examples,
+            )
+            (staged / "report.html").write_text(report, encoding="utf-8")
     finally:
         model.unload()
     return TrainResult(
         path=target,
         adapter_bytes=(target / WEIGHTS_FILE).stat().st_size,
-        base_scores=base_scores,
-        adapter_scores=adapter_scores,
+        base_scores=base_answers.scores if base_answers else None,
+        adapter_scores=adapter_answers.scores if adapter_answers else None,
         best_step=best_step,
         steps=trainer.state.global_step,
         stopped_because=stopped,
@@ -238,5 +258,13 @@ def _step(checkpoint: str | None) -> int | None:
     return int(checkpoint.rpartition("-")[2]) if checkpoint else None
 
 
-def _plain(scores: TermScores | None) -> dict[str, float] | None:
-    return None if scores is None else {name: round(value, 6) for name, value in asdict(scores).items()}
+def _side_by_side(
+    test: TermTest, domain: str, base: TermAnswers | None, adapter: TermAnswers | None
+) -> EvaluationReport | None:
+    if base is None or adapter is None:
+        return None
+    return EvaluationReport.of(test.questions, {BASE_SYSTEM: base.answers, adapter_system(domain): adapter.answers})
+
+
+def _plain(answers: TermAnswers | None) -> dict[str, float] | None:
+    return None if answers is None else {name: round(value, 6) for name, value in asdict(answers.scores).items()}

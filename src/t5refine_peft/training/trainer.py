@@ -65,7 +65,6 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         self._base = base
         self._lengths = lengths
         self.tokens_seen = 0
-        self.eval_history: list[tuple[int, float]] = []
 
     def compute_loss(
         self,
@@ -100,7 +99,6 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
                 loss, count = token_loss(self.model, self._prepare_inputs(inputs), self._base)
             total, tokens = total + float(loss), tokens + count
         metrics = {f"{metric_key_prefix}_loss": total / tokens}
-        self.eval_history.append((self.state.global_step, total / tokens))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)  # type: ignore[has-type]
         return metrics
