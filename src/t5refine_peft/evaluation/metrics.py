@@ -51,7 +51,7 @@ def is_exact(truth: str, answer: str) -> bool:
     return normalized(truth) == normalized(answer)
 
 
-def micro(right: Sequence[bool]) -> float:
+def micro(right: Sequence[float]) -> float:
     """Share of gaps that are right; 0 where there are none."""
     return float(np.mean(right)) if len(right) else 0.0
 
@@ -88,7 +88,9 @@ def chrf(truths: Sequence[str], answers: Sequence[str]) -> float:
     return float(CHRF().corpus_score([*map(normalized, answers)], [[*map(normalized, truths)]]).score)
 
 
-def interval(right: Sequence[bool], documents: Sequence[Hashable], *, resamples: int = 2000, seed: int = 0) -> Estimate:
+def interval(
+    right: Sequence[float], documents: Sequence[Hashable], *, resamples: int = 2000, seed: int = 0
+) -> Estimate:
     """The share that is right, with its interval by the percentile bootstrap over documents.
 
     Gaps of one document are not independent, so whole documents are drawn anew (Efron and Tibshirani 1993). Where all
@@ -96,7 +98,7 @@ def interval(right: Sequence[bool], documents: Sequence[Hashable], *, resamples:
     (Clopper and Pearson 1934).
 
     Args:
-        right: (gaps,) whether each is right.
+        right: (gaps,) whether each is right, or the share of runs in which it is.
         documents: (gaps,) the document that each is from.
         resamples: bootstrap samples.
         seed: of the draws.
@@ -114,8 +116,8 @@ def interval(right: Sequence[bool], documents: Sequence[Hashable], *, resamples:
 
 
 def paired_difference(
-    first: Sequence[bool],
-    second: Sequence[bool],
+    first: Sequence[float],
+    second: Sequence[float],
     documents: Sequence[Hashable],
     *,
     resamples: int = 9999,
@@ -128,7 +130,7 @@ def paired_difference(
     at least. The interval is the bootstrap's over documents.
 
     Args:
-        first: (gaps,) whether the first system is right.
+        first: (gaps,) whether the first system is right, or the share of runs in which it is.
         second: (gaps,) the second, on the same gaps.
         documents: (gaps,) the document that each gap is from.
         resamples: permutations, where there are too many to try all.
@@ -152,7 +154,7 @@ def paired_difference(
     return Estimate(value=value, low=low, high=high, count=len(difference)), float(p_value)
 
 
-def errors_removed(first: Sequence[bool], second: Sequence[bool]) -> float:
+def errors_removed(first: Sequence[float], second: Sequence[float]) -> float:
     """Share of `second`'s errors that `first` does away with; below 0 where it makes more, 0 where there were none.
 
     >>> errors_removed([True, True, True, False], [True, True, False, False])
