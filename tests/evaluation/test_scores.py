@@ -73,7 +73,10 @@ def test_terms_missed_most_often_with_what_was_said():
     report = EvaluationReport.of(QUESTIONS, {"base": BASE})
     first, *_ = report.missed_terms("base")
     assert (first.term, first.asked, first.missed, first.instead) == ("stent", 2, 2, ("vein", "the"))
+    assert first.missed_by_first == 2
     assert len(report.missed_terms("base", limit=1)) == 1
+    (aorta,) = EvaluationReport.of(QUESTIONS, {"base": BASE, "heart": ADAPTER}).missed_terms("heart")
+    assert (aorta.term, aorta.missed, aorta.missed_by_first) == ("aorta", 1, 1)
     assert report.comparisons == ()
 
 

@@ -75,7 +75,7 @@ def render_report(
         comparison=comparison,
         colours=plots.SERIES_COLOURS,
         plots=_plots(report, history),
-        missed=_missed(report),
+        most_missed=_missed(report),
         history=history,
         steps=steps,
         stopped_because=stopped_because,

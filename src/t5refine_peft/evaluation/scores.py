@@ -93,11 +93,20 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class MissedTerm:
-    """A term that a system often missed: in `missed` of `asked` gaps, and what it said instead, most often first."""
+    """A term that a system often missed.
+
+    Attributes:
+        term: as the first of its gaps has it.
+        asked: gaps that it belongs into.
+        missed: those of them in which the system said something else.
+        missed_by_first: the same for the report's first system.
+        instead: what the system said instead, most often first.
+    """
 
     term: str
     asked: int
     missed: int
+    missed_by_first: int
     instead: tuple[str, ...]
 
 
@@ -131,13 +140,15 @@ class EvaluationReport:
     def missed_terms(self, system: str, *, limit: int = 15) -> list[MissedTerm]:
         """The terms that `system` missed most often."""
         truths: dict[str, str] = {}
-        asked, missed = Counter[str](), Counter[str]()
+        asked, missed, missed_by_first = Counter[str](), Counter[str](), Counter[str]()
+        first = self.answers[self.scores[0].system]
         instead: dict[str, Counter[str]] = {}
         for number in headline_gaps(self.questions):
             blank, candidates = self.questions.blanks[number][1], self.answers[system][number]
             key = normalized(blank.truth)
             truths.setdefault(key, blank.truth)
             asked[key] += 1
+            missed_by_first[key] += not _right(blank, first[number])
             if not _right(blank, candidates):
                 missed[key] += 1
                 instead.setdefault(key, Counter())[candidates[0].text.strip() if candidates else ""] += 1
@@ -146,6 +157,7 @@ class EvaluationReport:
                 term=truths[key],
                 asked=asked[key],
                 missed=count,
+                missed_by_first=missed_by_first[key],
                 instead=tuple(text for text, _ in instead[key].most_common(3)),
             )
             for key, count in sorted(missed.items(), key=lambda item: (-item[1], item[0]))[:limit]
