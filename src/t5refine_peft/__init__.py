@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_dataset
     from t5refine_peft.errors import RefineError
+    from t5refine_peft.evaluation.evaluate import evaluate
+    from t5refine_peft.evaluation.scores import EvaluationReport
     from t5refine_peft.modeling.base import load_base
     from t5refine_peft.modeling.loss import frozen_head_cross_entropy
     from t5refine_peft.registry import AdapterRegistry
@@ -29,6 +31,7 @@ _HOMES = {
     "CorruptionConfig": "config",
     "DataCollatorForTermCorruption": "corpus.collator",
     "DelayedEarlyStoppingCallback": "training.callbacks",
+    "EvaluationReport": "evaluation.scores",
     "Glossary": "corpus.glossary",
     "Quantization": "config",
     "ProgressCallback": "training.callbacks",
@@ -38,6 +41,7 @@ _HOMES = {
     "TrainResult": "training.train",
     "TrainingConfig": "config",
     "frozen_head_cross_entropy": "modeling.loss",
+    "evaluate": "evaluation.evaluate",
     "load_base": "modeling.base",
     "prepare_dataset": "corpus.preparation",
     "train_adapter": "training.train",
@@ -49,6 +53,7 @@ __all__ = [
     "CorruptionConfig",
     "DataCollatorForTermCorruption",
     "DelayedEarlyStoppingCallback",
+    "EvaluationReport",
     "Glossary",
     "ProgressCallback",
     "Quantization",
@@ -57,6 +62,7 @@ __all__ = [
     "Restorer",
     "TrainResult",
     "TrainingConfig",
+    "evaluate",
     "frozen_head_cross_entropy",
     "load_base",
     "prepare_dataset",

@@ -59,6 +59,20 @@ def test_train_then_restore_files_streams_and_json(tiny_base: Path, corpus, term
     assert first["text"][gap["start"] : gap["end"]] == gap["text"]
     assert (second["text"], second["gaps"]) == ("no gap", [])
 
+    question = {"inputs": "takes <extra_id_0> for", "targets": "<extra_id_0> furosemide"}
+    (tmp_path / "test.jsonl").write_text(json.dumps(question))
+    asked = ["evaluate", "--data", "test.jsonl", "--base", tiny_base, "--adapter", "heart", "--terms", "terms.txt"]
+    scored = run(*asked, "--device", "cpu", "--json", "--output", "report.html", cwd=tmp_path)
+    assert scored.returncode == 0, scored.stderr.decode()
+    found = json.loads(scored.stdout)
+    assert [system["system"] for system in found["systems"]] == ["base", "heart"]
+    assert found["systems"][1]["exact_match"]["count"] == 1
+    assert "Most often missed by" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    table = run(*asked, "--device", "cpu", cwd=tmp_path)
+    assert table.returncode == 0, table.stderr.decode()
+    assert b"1 gaps" in table.stdout
+    assert b"heart - base: " in table.stdout
+
     one = run("restore", "a ??? b", "--gap", "???", "--json", "--quantization", "nf4", *options, cwd=tmp_path)
     assert len(json.loads(one.stdout)["gaps"]) == 1
 
@@ -74,6 +88,8 @@ def test_train_then_restore_files_streams_and_json(tiny_base: Path, corpus, term
         (["train", "good.txt", "--domain", "x", "--quantization", "fp4"], "no quantization 'fp4'"),
         (["restore", "a ___", "--quantization", "fp4"], "no quantization 'fp4'"),
         (["restore", "a ___", "--adapter", "none"], "no adapter 'none'"),
+        (["evaluate", "--data", "none.jsonl"], "none.jsonl can't be read"),
+        (["evaluate", "--data", "broken.jsonl"], "broken.jsonl, line 1: Expecting property name"),
         (["restore", "--file", "none.txt"], "none.txt can't be read"),
         (["restore", "--file", "broken.jsonl"], "broken.jsonl, line 1: expected a JSON object"),
     ],

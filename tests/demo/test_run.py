@@ -1,10 +1,22 @@
 from __future__ import annotations
 
-from t5refine_peft.demo.run import run_demo
+import pytest
+from browser import lay_out
+
+from t5refine_peft.demo.run import DemoResult, run_demo
 
 
-def test_each_adapter_restores_more_of_its_domains_terms_than_the_base_and_the_other_adapter():
-    result = run_demo()
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    return tmp_path_factory.mktemp("adapters")
+
+
+@pytest.fixture(scope="module")
+def result(adapters) -> DemoResult:
+    return run_demo(adapters_dir=adapters)
+
+
+def test_each_adapter_restores_more_of_its_domains_terms_than_the_base_and_the_other_adapter(result):
     assert result.seconds < 180
     for name, domain in result.domains.items():
         assert domain.adapter_term_exact_match > domain.base_term_exact_match, name
@@ -12,3 +24,13 @@ def test_each_adapter_restores_more_of_its_domains_terms_than_the_base_and_the_o
         assert domain.adapter_bytes <= 2_000_000, name
     for example in result.examples:
         assert all(len(filled) == len(example.truth) for filled in example.fillings.values())
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_both_reports_open_in_a_browser_and_nothing_overflows(result, adapters, tmp_path, width):
+    for name in result.domains:
+        page = (adapters / name / "report.html").read_text(encoding="utf-8")
+        layout = lay_out(page, width=width, scratch=tmp_path)
+        assert layout.overflowing == [], name
+        assert layout.console == [], name
+        assert layout.figures >= 6, name

@@ -16,5 +16,8 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GP
 Quantization = Annotated[
     str | None, typer.Option(help="How the base is stored: none, int8 or nf4; by default as it lies on disk.")
 ]
+Examples = Annotated[
+    bool, typer.Option("--examples", help="Show twenty test passages in the report; they are text of the documents.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Seed = Annotated[int, typer.Option(help="Of the split, the masks and the order.")]

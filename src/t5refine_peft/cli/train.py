@@ -36,6 +36,7 @@ def train(
     rescue_dir: Annotated[
         Path | None, typer.Option(help="Where the state is saved when a checkpoint can't be written there.")
     ] = None,
+    examples: options.Examples = False,
     device: options.Device = None,
     seed: options.Seed = 0,
     as_json: options.Json = False,
@@ -79,6 +80,7 @@ def train(
             config=TrainingConfig(**{name: value for name, value in chosen.items() if value is not None}),
             resume=resume,
             rescue_dir=rescue_dir,
+            report_examples=examples,
             callbacks=[progress],
         )
     except KeyboardInterrupt as interrupt:

@@ -66,14 +66,23 @@ class DemoResult:
 
 
 def run_demo(
-    *, seed: int = 0, callbacks: Callable[[str], Sequence[TrainerCallback]] = lambda _domain: ()
+    *,
+    seed: int = 0,
+    callbacks: Callable[[str], Sequence[TrainerCallback]] = lambda _domain: (),
+    adapters_dir: Path | None = None,
 ) -> DemoResult:
-    """Train an adapter for each demo domain, score base, adapter and the other domain's adapter, and fill two texts."""
+    """Train an adapter for each demo domain, score base, adapter and the other domain's adapter, and fill two texts.
+
+    Args:
+        seed: of everything that is drawn.
+        callbacks: gives further callbacks for the training of a domain.
+        adapters_dir: where the adapters and their reports stay; None removes them in the end.
+    """
     started = time.monotonic()
     base = load_base(BASE)
     domains = {name: load_domain(name) for name in DOMAINS}
     with tempfile.TemporaryDirectory() as scratch:
-        adapters = Path(scratch) / "adapters"
+        adapters = adapters_dir or Path(scratch) / "adapters"
         config = TrainingConfig(**{**DEMO_CONFIG.__dict__, "seed": seed})
         results: dict[str, TrainResult] = {}
         tests: dict[str, DatasetDict] = {}

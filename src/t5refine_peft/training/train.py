@@ -21,8 +21,16 @@ from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTerm
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
-from t5refine_peft.evaluation.evaluate import TermScores, TermTest, score_terms
+from t5refine_peft.evaluation.evaluate import (
+    BASE_SYSTEM,
+    TermAnswers,
+    TermScores,
+    TermTest,
+    adapter_system,
+    answer_terms,
+)
 from t5refine_peft.evaluation.report import render_report
+from t5refine_peft.evaluation.scores import EvaluationReport
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.lora import add_adapter, reload_adapter, save_adapter
 from t5refine_peft.registry import AdapterRegistry
@@ -74,6 +82,7 @@ def train_adapter(
     config: TrainingConfig | None = None,
     resume: bool = False,
     rescue_dir: str | Path | None = None,
+    report_examples: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Train an adapter for a domain, measure it beside the base, and write it to `adapters_dir/domain`.
@@ -90,6 +99,8 @@ def train_adapter(
         config: see `TrainingConfig`.
         resume: go on from the newest checkpoint of this domain, to the adapter of the run that was never cut.
         rescue_dir: where the state in memory is saved when a checkpoint can't be written to `runs_dir`.
+        report_examples: show twenty test passages in `report.html`, with what was restored in them; without them it
+            holds no text of the corpus but terms.
         callbacks: further callbacks of the Trainer.
 
     Started by `torchrun` or `accelerate launch`, several processes train one adapter; the first writes it, and all
@@ -120,8 +131,8 @@ def train_adapter(
     collator = DataCollatorForTermCorruption(
         loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
     )
-    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
-    base_scores = score_terms(loaded.model, loaded, test, collator)
+    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
+    base_answers = answer_terms(loaded.model, loaded, test, collator)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
     interrupt = InterruptCallback(how_to_resume="train_adapter(..., resume=True) or t5refine train ... --resume")
@@ -148,7 +159,8 @@ def train_adapter(
             with atomic_directory(target) as staged:
                 save_adapter(model, staged)
                 reload_adapter(model, staged)
-                scores = [score_terms(model, loaded, test, collator)]
+                answers = answer_terms(model, loaded, test, collator)
+                scores = [answers.scores if answers else None]
                 card = {
                     "domain": domain,
                     "base": loaded.name,
@@ -156,13 +168,22 @@ def train_adapter(
                     "tokenizer_fingerprint": loaded.vocabulary.fingerprint,
                     "glossary_fingerprint": data.glossary_fingerprint,
                     "config": asdict(config),
-                    "metrics": {"base": _plain(base_scores), "adapter": _plain(scores[0])},
+                    "metrics": {"base": _plain(base_answers), "adapter": _plain(answers)},
                     "best_step": best_step,
                     "steps": state.global_step,
                     "stopped_because": stopped,
                 }
                 write_card(staged, card)
-                (staged / REPORT_FILE).write_text(render_report(card, state.log_history), encoding="utf-8")
+                report = render_report(
+                    _side_by_side(test, domain, base_answers, answers),
+                    title=domain,
+                    log_history=state.log_history,
+                    best_step=best_step,
+                    steps=state.global_step,
+                    stopped_because=stopped,
+                    examples=report_examples,
+                )
+                (staged / REPORT_FILE).write_text(report, encoding="utf-8")
         adapter_scores = broadcast_object_list(scores)[0]
     finally:
         interrupt.close()
@@ -170,7 +191,7 @@ def train_adapter(
     return TrainResult(
         path=target,
         adapter_bytes=(target / WEIGHTS_FILE).stat().st_size,
-        base_scores=base_scores,
+        base_scores=base_answers.scores if base_answers else None,
         adapter_scores=adapter_scores,
         best_step=best_step,
         steps=state.global_step,
@@ -301,5 +322,13 @@ def _check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def _plain(scores: TermScores | None) -> dict[str, float] | None:
-    return None if scores is None else {name: round(value, 6) for name, value in asdict(scores).items()}
+def _side_by_side(
+    test: TermTest, domain: str, base: TermAnswers | None, adapter: TermAnswers | None
+) -> EvaluationReport | None:
+    if base is None or adapter is None:
+        return None
+    return EvaluationReport.of(test.questions, {BASE_SYSTEM: base.answers, adapter_system(domain): adapter.answers})
+
+
+def _plain(answers: TermAnswers | None) -> dict[str, float] | None:
+    return None if answers is None else {name: round(value, 6) for name, value in asdict(answers.scores).items()}

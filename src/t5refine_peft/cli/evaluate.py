@@ -1,0 +1,82 @@
+"""`t5refine evaluate`: base and adapters on one frozen test set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t5refine_peft.cli import options
+
+if TYPE_CHECKING:
+    from t5refine_peft.evaluation.metrics import Estimate
+    from t5refine_peft.evaluation.scores import EvaluationReport
+
+
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Option(help="JSONL with 'inputs' and 'targets', or a prepared directory, of which the test split."),
+    ],
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="An adapter to score beside the base; may be given several times.")
+    ] = None,
+    base: options.Base = "google/mt5-base",
+    adapters_dir: options.AdaptersDir = Path("adapters"),
+    terms: Annotated[
+        Path | None, typer.Option(help="A term list, to tell terms from other gaps where the JSONL doesn't say.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write the report, an HTML page, here.")] = None,
+    examples: options.Examples = False,
+    device: options.Device = None,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Put the same questions to a base and its adapters, and compare what they restore.
+
+    Example: t5refine evaluate --data test.jsonl --base google/mt5-base --adapter cardiology --output report.html
+    """
+    from t5refine_peft.evaluation.evaluate import evaluate as ask_all
+    from t5refine_peft.evaluation.report import render_report
+    from t5refine_peft.storage import atomic_file
+
+    report = ask_all(
+        data, base=base, adapters=adapter or [], adapters_dir=adapters_dir, glossary=terms, device=device, seed=seed
+    )
+    if output is not None:
+        with atomic_file(output) as staged:
+            title = ", ".join(adapter) if adapter else base
+            staged.write_text(render_report(report, title=title, examples=examples), encoding="utf-8")
+    print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else _table(report))
+
+
+def _table(report: EvaluationReport) -> str:
+    """Scores by system, a line each, and below what is known of the differences."""
+    width = max(10, *(len(scores.system) for scores in report.scores))
+    gaps = report.scores[0].exact_match.count
+    lines = [
+        f"{f'{gaps} gaps':{width}}  exact match            top-5    CER   chrF  random  general  calibration error",
+        *(
+            f"{s.system:{width}}  {_interval(s.exact_match)}  {_share(s.top5):>6}  {s.character_error_rate:5.2f}  "
+            f"{s.chrf:5.1f}  {_share(s.random_exact_match):>6}  {_share(s.general_exact_match):>7}  "
+            f"{'-' if s.calibration_error is None else f'{s.calibration_error:.3f}':>17}"
+            for s in report.scores
+        ),
+    ]
+    for comparison in report.comparisons:
+        lines.append(
+            f"{comparison.system} - {comparison.against}: {100 * comparison.difference.value:+.1f} points "
+            f"({100 * comparison.difference.low:+.1f} to {100 * comparison.difference.high:+.1f}), "
+            f"p = {comparison.p_value:.4f}, {comparison.errors_removed:.0%} of the errors removed"
+        )
+    return "\n".join(lines)
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{estimate.value:6.1%} ({estimate.low:5.1%}-{estimate.high:6.1%})"
+
+
+def _share(value: Estimate | float | None) -> str:
+    return "-" if value is None else f"{value if isinstance(value, float) else value.value:.1%}"
