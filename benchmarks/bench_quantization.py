@@ -129,18 +129,19 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", choices=list(SHAPES), default=["small"])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    rows = measure("builtin:mt5-mini", "built-in")
-    for shape in options.shapes:
-        with tempfile.TemporaryDirectory() as scratch:
-            write_random_base(Path(scratch) / shape, shape)
-            rows += measure(str(Path(scratch) / shape), shape)
-    result = {
+    result: dict[str, object] = {
         "device": platform.processor() or platform.machine(),
         "versions": {name: version(name) for name in ("torch", "transformers", "bitsandbytes")},
-        "rows": rows,
     }
-    if options.output:
-        options.output.write_text(json.dumps(result, indent=2) + "\n")
+    rows: list[dict[str, object]] = []
+    for shape in ["built-in", *options.shapes]:
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = "builtin:mt5-mini" if shape == "built-in" else f"{scratch}/{shape}"
+            if shape != "built-in":
+                write_random_base(Path(directory), shape)
+            rows += measure(directory, shape)
+        if options.output:
+            options.output.write_text(json.dumps({**result, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

