@@ -21,8 +21,8 @@ FLOORS = {
     "training": 6,
     "demo": 7,
     "traps": 7,
-    "doctor": 7,
-    "cli": 8,
+    "doctor": 8,
+    "cli": 9,
 }
 
 

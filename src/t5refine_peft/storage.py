@@ -89,14 +89,14 @@ def write_file(target: Path, content: bytes) -> None:
 
 
 def check_writable(directory: Path) -> None:
-    """Make `directory` and write a file in it, so that hours of work don't end at a place that takes none.
+    """Try to write a file in `directory`, or where it would be made, before hours of work that end there.
 
     Raises:
         RefineError: it takes none.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as probe:
+        nearest = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=nearest) as probe:
             probe.write(b"\0")
     except OSError as error:
         raise RefineError(f"{directory} can't be written: {error.strerror}; choose another directory") from None

@@ -94,7 +94,10 @@ def test_the_predecessors_format_is_read(tmp_path):
         ("[]", "line 2: found no text in 'inputs' and 'targets'"),
         ('{"inputs": "a <extra_id_0>"}', "line 2: found no text in 'inputs' and 'targets'"),
         ('{"inputs": "a", "targets": "<extra_id_0>b"}', "line 2: expected <extra_id_0> in the inputs"),
-        ('{"inputs": "a <extra_id_0>", "targets": "<extra_id_0> "}', "found none for gap 0"),
+        (
+            '{"inputs": "a <extra_id_0>", "targets": "<extra_id_0> "}',
+            "line 2: expected text behind <extra_id_0>",
+        ),
         ('{"inputs": "a <extra_id_0>", "targets": "<extra_id_0>b", "gaps": [1]}', "expected in 'gaps' an object for"),
         ('{"inputs": "a <extra_id_0>", "targets": "<extra_id_0>b", "part": "x"}', "expected 'domain' or 'general'"),
     ],

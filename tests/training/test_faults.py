@@ -141,6 +141,7 @@ def test_the_command_ends_with_1_and_one_sentence(tiny_base, corpus, terms, tmp_
         "train", "corpus.txt", "--terms", "terms.txt", "--domain", "heart", "--base", str(tiny_base),
         "--max-steps", "2", "--device", "cpu",
     ]  # fmt: skip
+    subprocess.run([*command, "--domain", "unlimited"], cwd=tmp_path, capture_output=True, check=True)
     ended = subprocess.run(
         command,
         cwd=tmp_path,
