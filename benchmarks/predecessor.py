@@ -8,14 +8,14 @@ advantage: terms are found longest first and as whole words, no character is los
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
+from t5refine_peft.corpus.collator import CorruptionItem, DataCollatorForTermCorruption
 from t5refine_peft.corpus.corruption import Example, build_example
 from t5refine_peft.corpus.tokenization import Vocabulary
 
@@ -59,12 +59,12 @@ class PredecessorCollator:
         self._collator = collator
         self._inputs, self._labels = tokens, round(LABEL_SHARE * tokens)
 
-    def example(self, item: dict[str, Any]) -> Example:
-        rng = np.random.default_rng([self._collator.seed, item["index"]])
-        ids = np.asarray(item["ids"], dtype=np.int32)
-        return corrupt(ids, item["term_spans"], self._collator.vocabulary, rng)
+    def example(self, item: CorruptionItem) -> Example:
+        rng = np.random.default_rng([self._collator.seed, item.index])
+        ids = np.asarray(item.ids, dtype=np.int32)
+        return corrupt(ids, item.term_spans, self._collator.vocabulary, rng)
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: Sequence[CorruptionItem]) -> dict[str, torch.Tensor]:
         batch = self._collator.pad([self.example(item) for item in items])
         pad_id = self._collator.vocabulary.pad_id
         paddings = {"input_ids": pad_id, "attention_mask": 0, "labels": -100, "term_mask": False}

@@ -174,4 +174,4 @@ def test_a_removal_that_is_cut_short_leaves_no_half(tmp_path, monkeypatch):
 
 def test_a_place_is_probed_without_a_trace(tmp_path):
     check_writable(tmp_path / "new")
-    assert list((tmp_path / "new").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
