@@ -107,7 +107,9 @@ class Check:
             visible[start:end] = False
         matches = {(match.start, match.term): match for match in self._glossary.find(line)}
         for first, last, term in example.terms:
-            found = [matches[at, term] for at in range(starts[first], ends[last - 1]) if (at, term) in matches]
+            covered = range(starts[first], ends[last - 1])  # another that only shares a piece reaches beyond
+            found = [matches[at, term] for at in covered if (at, term) in matches]
+            found = [match for match in found if match.end <= covered.stop]
             self.counts["chosen_occurrences"] += 1
             self.counts["chosen_occurrences_hidden"] += bool(found) and not any(
                 ((starts < match.end) & (ends > match.start) & visible).any() for match in found
@@ -117,9 +119,16 @@ class Check:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument(
+        "--corpus", action="append", help="names under --data, whose counts replace earlier ones; or all"
+    )
     options = parser.parse_args()
-    corpora = {}
+    corpora: dict[str, dict[str, int]] = {}
+    if options.corpus and RESULTS.exists():
+        corpora = json.loads(RESULTS.read_text(encoding="utf-8"))["corpora"]
     for path in sorted(options.data.glob("*/corpus.txt")):
+        if options.corpus and path.parent.name not in options.corpus:
+            continue
         terms = path.with_name("terms.txt")
         check = Check(Glossary.load(terms) if terms.exists() else None)
         lines = path.read_text(encoding="utf-8").splitlines()
