@@ -27,10 +27,10 @@ BASE = "builtin:mt5-mini"
 DEMO_CONFIG = TrainingConfig(
     adapter=AdapterConfig(rank=20, dropout=0.0),
     corruption=CorruptionConfig(mask_share=0.2, term_probability=0.4, all_occurrences=1.0, random_only=0.0),
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     batch=16,
-    max_steps=220,
-    eval_steps=110,
+    max_steps=240,
+    eval_steps=120,
     warmup_share=0.05,
 )
 """For a base of 13 M parameters and a minute on two cores: more masked and a higher rate than for a real base."""
