@@ -29,8 +29,8 @@ DEMO_CONFIG = TrainingConfig(
     corruption=CorruptionConfig(mask_share=0.2, term_probability=0.4, all_occurrences=1.0, random_only=0.0),
     learning_rate=3e-3,
     batch=16,
-    max_steps=240,
-    eval_steps=120,
+    max_steps=200,
+    eval_steps=100,
     warmup_share=0.05,
 )
 """For a base of 13 M parameters and a minute on two cores: more masked and a higher rate than for a real base."""
