@@ -43,7 +43,8 @@ from t5refine_peft.config import CorruptionConfig
 from t5refine_peft.corpus.corruption import corrupt
 from t5refine_peft.corpus.tokenization import Vocabulary
 
-SHAPE = {"d_model": 256, "d_ff": 640, "d_kv": 64, "num_heads": 4, "num_layers": 5, "num_decoder_layers": 3}
+SHAPE = {"d_model": 192, "d_ff": 512, "d_kv": 64, "num_heads": 3, "num_layers": 4, "num_decoder_layers": 3}
+"""About as many parameters in the layers as two hours of one CPU core can feed (Hoffmann et al. 2022)."""
 DENOISERS = (
     CorruptionConfig(mask_share=0.15, mean_span_tokens=2.0),
     CorruptionConfig(mask_share=0.3, mean_span_tokens=1.5),
@@ -56,7 +57,7 @@ TERM_DENOISERS = (
 )
 """Half of the passages with known terms get one of these: a value is masked wherever it stands, so that it has to be
 recalled from the values beside it and can't be copied. That is just what an adapter will have to learn."""
-BATCH_TOKENS = 4_800
+BATCH_TOKENS = 2_400
 ENCODER_LOSS_WEIGHT = 0.5
 WARMUP_STEPS = 100
 
