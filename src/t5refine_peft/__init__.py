@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from t5refine_peft.errors import RefineError
     from t5refine_peft.modeling.base import load_base
     from t5refine_peft.modeling.loss import frozen_head_cross_entropy
+    from t5refine_peft.modeling.memory import MemoryPlan, plan_memory
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
     from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
@@ -30,6 +31,7 @@ _HOMES = {
     "DataCollatorForTermCorruption": "corpus.collator",
     "DelayedEarlyStoppingCallback": "training.callbacks",
     "Glossary": "corpus.glossary",
+    "MemoryPlan": "modeling.memory",
     "Quantization": "config",
     "RefineError": "errors",
     "Restoration": "restoration.restorer",
@@ -38,6 +40,7 @@ _HOMES = {
     "TrainingConfig": "config",
     "frozen_head_cross_entropy": "modeling.loss",
     "load_base": "modeling.base",
+    "plan_memory": "modeling.memory",
     "prepare_dataset": "corpus.preparation",
     "train_adapter": "training.train",
 }
@@ -49,6 +52,7 @@ __all__ = [
     "DataCollatorForTermCorruption",
     "DelayedEarlyStoppingCallback",
     "Glossary",
+    "MemoryPlan",
     "Quantization",
     "RefineError",
     "Restoration",
@@ -57,6 +61,7 @@ __all__ = [
     "TrainingConfig",
     "frozen_head_cross_entropy",
     "load_base",
+    "plan_memory",
     "prepare_dataset",
     "train_adapter",
 ]

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from t5refine_peft.cli.demo import demo
+from t5refine_peft.cli.plan import plan
 from t5refine_peft.cli.restore import restore
 from t5refine_peft.cli.train import train
 from t5refine_peft.errors import RefineError
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(demo)
+app.command()(plan)
 app.command()(train)
 app.command()(restore)
 

@@ -26,9 +26,11 @@ from t5refine_peft.evaluation.evaluate import TermScores, TermTest, score_terms
 from t5refine_peft.evaluation.report import render_report
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.lora import WEIGHTS_FILE, add_adapter, reload_adapter, save_adapter
+from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.storage import atomic_directory
 from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback
+from t5refine_peft.training.planning import cap_memory, plan_training
 from t5refine_peft.training.trainer import AdapterTrainer
 
 _VERSIONS_OF = ("t5refine-peft", "torch", "transformers", "peft", "sentencepiece", "datasets")
@@ -89,11 +91,15 @@ def train_adapter(
     registry = AdapterRegistry(adapters_dir)
     target, run = registry.place(domain), AdapterRegistry(runs_dir).place(domain)
     terms = _glossary(glossary)
+    plan = plan_training(base, config)
+    quantization = config.quantization if plan is None else plan.quantization
     loaded = (
         base
         if isinstance(base, Base)
-        else load_base(base, quantization=config.quantization, device=config.device, precision=config.precision)
+        else load_base(base, quantization=quantization, device=config.device, precision=config.precision)
     )
+    if plan is not None:
+        cap_memory(plan, loaded.device)
     splits = _splits(corpus, loaded, terms, config)
     collator = DataCollatorForTermCorruption(loaded.vocabulary, config.corruption, seed=config.seed)
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
@@ -105,7 +111,7 @@ def train_adapter(
         stopping = DelayedEarlyStoppingCallback(
             start_step=config.start_step, patience=config.patience, threshold=config.threshold
         )
-        trainer = _trainer(model, loaded, splits, collator, config, run, [stopping, *callbacks])
+        trainer = _trainer(model, loaded, splits, collator, config, run, [stopping, *callbacks], plan)
         trainer.train(resume_from_checkpoint=checkpoint)
         best_step = _step(trainer.state.best_model_checkpoint) or trainer.state.global_step
         with atomic_directory(target) as staged:
@@ -174,6 +180,7 @@ def _trainer(
     config: TrainingConfig,
     run: Path,
     callbacks: list[TrainerCallback],
+    plan: MemoryPlan | None = None,
 ) -> AdapterTrainer:
     train, validation = splits["train"], splits["validation"]
     validation = validation.select(range(min(len(validation), config.evaluation_passages)))
@@ -192,6 +199,7 @@ def _trainer(
         gradient_accumulation_steps=config.batch // micro_batch,
         per_device_eval_batch_size=micro_batch * 2,
         weight_decay=0.0,
+        optim="paged_adamw_8bit" if base.device.type == "cuda" else "adamw_torch_fused",
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -219,6 +227,7 @@ def _trainer(
         callbacks=callbacks,
         base=base,
         lengths=train["length"][:],
+        plan=plan,
     )
     trainer.pop_callback(transformers.PrinterCallback)
     return trainer

@@ -15,6 +15,8 @@ from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.forward import LabelStates, packed_forward
 from t5refine_peft.modeling.loss import frozen_head_cross_entropy
+from t5refine_peft.modeling.memory import MemoryPlan
+from t5refine_peft.training.cuts import cut_batch
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -60,12 +62,31 @@ class LengthGroupedSampler(Sampler[int]):
 class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     """Trains the adapter on a base."""
 
-    def __init__(self, *args: Any, base: Base, lengths: list[int], **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, base: Base, lengths: list[int], plan: MemoryPlan | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._base = base
+        self._micro_batch_tokens = None if plan is None else plan.micro_batch_tokens
+        self._checkpointed_blocks = 0 if plan is None else plan.checkpointed_blocks
         self._lengths = lengths
         self.tokens_seen = 0
         self.eval_history: list[tuple[int, float]] = []
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Forward and backward, in micro-batches where the plan says so; see `compute_loss`."""
+        if num_items_in_batch is None:
+            num_items_in_batch = (inputs["labels"] != -100).sum()
+        losses = [
+            super(AdapterTrainer, self).training_step(model, part, num_items_in_batch)
+            for part in cut_batch(inputs, max_tokens=self._micro_batch_tokens)
+        ]
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -79,7 +100,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         So the loss and its gradient are the same however a batch is cut into micro-batches; the model's own mean is not
         (it would weigh each micro-batch equally, and be added up).
         """
-        loss, count = token_loss(model, inputs, self._base)
+        loss, count = token_loss(model, inputs, self._base, checkpointed_blocks=self._checkpointed_blocks)
         self.tokens_seen += int(inputs["attention_mask"].sum()) if model.training else 0
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
         return (loss, {}) if return_outputs else loss
@@ -96,9 +117,10 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         total = tokens = 0.0
         self.model.eval()
         for inputs in loader:
-            with torch.inference_mode():
-                loss, count = token_loss(self.model, self._prepare_inputs(inputs), self._base)
-            total, tokens = total + float(loss), tokens + count
+            for part in cut_batch(inputs, max_tokens=self._micro_batch_tokens):
+                with torch.inference_mode():
+                    loss, count = token_loss(self.model, self._prepare_inputs(part), self._base)
+                total, tokens = total + float(loss), tokens + count
         metrics = {f"{metric_key_prefix}_loss": total / tokens}
         self.eval_history.append((self.state.global_step, total / tokens))
         self.log(metrics)
@@ -119,17 +141,17 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         model.save_pretrained(output_dir or self.args.output_dir, save_embedding_layers=False)
 
 
-def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base) -> tuple[torch.Tensor, int]:
+def token_loss(
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base, *, checkpointed_blocks: int = 0
+) -> tuple[torch.Tensor, int]:
     """Summed cross-entropy in fp32 of the labels that are not -100, and their number; no logits are held.
 
-    Equals `F.cross_entropy` on the model's own logits.
+    Equals `F.cross_entropy` on the model's own logits. `checkpointed_blocks`: see `packed_forward`.
     """
     core: PreTrainedModel = base.model
-    with packed_forward(core):
+    with packed_forward(core, checkpointed_blocks=checkpointed_blocks):
         states: LabelStates = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=inputs["labels"]
         )
-    loss = frozen_head_cross_entropy(
-        states.hidden, core.get_output_embeddings(), states.labels, num_items_in_batch=1
-    )
+    loss = frozen_head_cross_entropy(states.hidden, core.get_output_embeddings(), states.labels, num_items_in_batch=1)
     return loss, int((states.labels != -100).sum())
