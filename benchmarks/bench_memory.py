@@ -8,11 +8,11 @@ a parameter), a checkpoint a block, and one live block with its dequantised matr
     python benchmarks/bench_memory.py --sizes small base --cap 5.5GiB
 
 Planned is `plan_memory`, from the shape alone. Tracked runs the library's own forward and backward on fake tensors of
-the official shapes (see memory_tracker.py for its two stand-ins) and adds the weights, optimiser and context of the
-plan. Measured runs a real step on random weights: `torch.cuda.max_memory_reserved` plus bitsandbytes' paged state plus
-the context, in a process of its own that may take no more than the cap; stock is bitsandbytes NF4 with PEFT's k-bit
-preparation and gradient checkpointing. Without a GPU the measured columns are absent, and owed. The result goes to
-`benchmarks/results/memory.json`.
+the official shapes (see memory_tracker.py for its two stand-ins; the loss is the plan's own) and adds the weights,
+optimiser and context of the plan. Measured runs a real step on random weights: `torch.cuda.max_memory_reserved` plus
+bitsandbytes' paged state plus the context, in a process of its own that may take no more than the cap; stock is
+bitsandbytes NF4 with PEFT's k-bit preparation and gradient checkpointing. Without a GPU the measured columns are
+absent, and owed. The result goes to `benchmarks/results/memory.json`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def tracked_bytes(plan: MemoryPlan) -> int:
         checkpointed_blocks=plan.checkpointed_blocks,
     )
     replaced = (*ACTIVATIONS, "loss_bytes", "reserved_bytes")
-    return sum(value for name, value in plan.parts.items() if name not in replaced) + found["activation_bytes"]
+    beside = sum(value for name, value in plan.parts.items() if name not in replaced)
+    during_loss = sum(plan.parts[name] for name in ("shared_bytes", "checkpoint_bytes", "loss_bytes"))
+    return beside + max(found["activation_bytes"], during_loss)
 
 
 def measure(way: str, passages: int, cap: int, directory: str) -> None:
