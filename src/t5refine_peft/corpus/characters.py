@@ -41,9 +41,8 @@ def begins_word(text: str) -> np.ndarray:
     points = code_points(text)
     if not len(points):
         return np.zeros(0, dtype=bool)
-    kinds = _kinds()[points if points.max() < _TABLE_SIZE else _stand_ins(points)]
-    letter = (kinds & _LETTER) > 0
-    inside_word = letter & ((kinds & _UNSPACED) == 0)  # letters of scripts with spaces, so far
+    kinds = _kinds_of(points)
+    inside_word = _is_spaced(kinds)
     goes_on = np.zeros(len(points), dtype=bool)
     goes_on[1:] = inside_word[1:] & inside_word[:-1]
     goes_on |= (kinds & _EXTENDS) > 0
@@ -57,9 +56,32 @@ def begins_word(text: str) -> np.ndarray:
     return ~goes_on
 
 
+def cuts_word(text: str) -> np.ndarray:
+    """Tell before which characters a cut goes through a word of a script with spaces.
+
+    Returns:
+        (characters + 1,) bool; the last is for the end of the text.
+    """
+    cuts = np.zeros(len(text) + 1, dtype=bool)
+    spaced = _is_spaced(_kinds_of(code_points(text)))
+    cuts[1:-1] = spaced[1:] & spaced[:-1]
+    return cuts
+
+
 def code_points(text: str) -> np.ndarray:
     """The code points of `text`, (characters,) uint32; half of a surrogate pair is one."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _is_spaced(kinds: np.ndarray) -> np.ndarray:
+    """Which characters are letters or digits of scripts that put spaces between words."""
+    spaced: np.ndarray = (kinds & (_LETTER | _UNSPACED)) == _LETTER
+    return spaced
+
+
+def _kinds_of(points: np.ndarray) -> np.ndarray:
+    kinds: np.ndarray = _kinds()[points if points.max(initial=0) < _TABLE_SIZE else _stand_ins(points)]
+    return kinds
 
 
 def _stand_ins(points: np.ndarray) -> np.ndarray:

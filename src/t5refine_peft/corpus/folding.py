@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import regex
 
 from t5refine_peft.corpus.characters import written_without_spaces
@@ -29,35 +28,39 @@ class Folded:
 
     Attributes:
         text: the folded text.
-        starts: where these units begin in `text`, in order.
-        ends: where they end; a unit that was dropped ends where it begins.
-        origins: their ranges in the original.
+        starts: (units,) where these units begin in `text`, in order.
+        ends: (units,) where they end; a unit that was dropped ends where it begins.
+        origins: (units, 2) their ranges in the original.
     """
 
     text: str
-    starts: Sequence[int] = ()
-    ends: Sequence[int] = ()
-    origins: Sequence[tuple[int, int]] = ()
+    starts: np.ndarray
+    ends: np.ndarray
+    origins: np.ndarray
 
-    def original(self, start: int, end: int) -> tuple[int, int] | None:
-        """The original's range for a range of `text` that is not empty; None where it cuts through a unit."""
-        if not self.starts:
-            return start, end
-        unit = bisect_right(self.starts, start) - 1
-        if unit < 0:
-            first = start
-        elif start >= self.ends[unit]:
-            first = self.origins[unit][1] + start - self.ends[unit]
-        elif start == self.starts[unit]:
-            first = self.origins[unit][0]
-        else:
-            return None
-        unit = bisect_left(self.starts, end) - 1
-        if unit < 0:
-            return first, end
-        if end < self.ends[unit]:
-            return None
-        return first, self.origins[unit][1] + end - self.ends[unit]
+    def original(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The original's ranges for ranges of `text`, none of them empty.
+
+        Args:
+            starts: (ranges,) where they begin in `text`.
+            ends: (ranges,) where they end.
+
+        Returns:
+            Where they begin in the original, where they end, and which are real: the others cut through a unit.
+        """
+        if not len(self.starts):
+            return starts, ends, np.ones(len(starts), dtype=bool)
+        unit = np.searchsorted(self.starts, starts, side="right") - 1
+        behind = (unit < 0) | (starts >= self.ends[unit])
+        first = np.where(behind, starts + self._shift(unit), self.origins[unit, 0])
+        real = behind | (starts == self.starts[unit])
+        unit = np.searchsorted(self.starts, ends, side="left") - 1
+        return first, ends + self._shift(unit), real & ((unit < 0) | (ends >= self.ends[unit]))
+
+    def _shift(self, unit: np.ndarray) -> np.ndarray:
+        """By how much a place behind `unit`, and before the next, lies further back in the original."""
+        shift: np.ndarray = np.where(unit < 0, 0, self.origins[unit, 1] - self.ends[unit])
+        return shift
 
 
 def fold(text: str) -> Folded:
@@ -86,7 +89,12 @@ def fold(text: str) -> Folded:
         ends.append(length)
         origins.append((start, end))
         reached = end
-    return Folded("".join([*pieces, whole[reached:]]), starts, ends, origins) if starts else Folded(whole)
+    return Folded(
+        "".join([*pieces, whole[reached:]]),
+        np.array(starts, dtype=np.int64),
+        np.array(ends, dtype=np.int64),
+        np.array(origins, dtype=np.int64).reshape(-1, 2),
+    )
 
 
 def _fold_plain(text: str, folds: dict[str, str]) -> str:

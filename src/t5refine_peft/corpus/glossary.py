@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import ahocorasick
+import numpy as np
 
-from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.characters import cuts_word
 from t5refine_peft.corpus.documents import Unit
-from t5refine_peft.corpus.folding import Folded, fold
+from t5refine_peft.corpus.folding import fold
 from t5refine_peft.corpus.reading import Corpus, read_documents
 from t5refine_peft.corpus.term_lists import Term, read_terms
 from t5refine_peft.corpus.tokenization import Vocabulary
@@ -67,18 +69,20 @@ class Glossary:
         """
         self._automaton = ahocorasick.Automaton()
         entries: list[Term] = []
+        keys: list[tuple[int, int]] = []
         self.repeated: tuple[str, ...] = ()
         """Spellings that came a second time and were passed over."""
         for term in terms:
             entry = term if isinstance(term, Term) else Term(term.strip())
             spellings = (entry.text, *entry.variants)
-            added = [self._add(spelling, len(entries)) for spelling in spellings]
+            added = [self._add(spelling, len(entries), keys) for spelling in spellings]
             self.repeated += tuple(s for s, fresh in zip(spellings, added, strict=True) if not fresh and s.strip())
             if any(added):
                 entries.append(entry)
         if not entries:
             raise RefineError("the glossary holds no term: expected one term a line, found blank lines only")
         self._automaton.make_automaton()
+        self._keys = np.array(keys, dtype=np.int64)
         self.entries: tuple[Term, ...] = tuple(entries)
         self.terms: tuple[str, ...] = tuple(entry.text for entry in entries)
         self.weights: tuple[float, ...] = tuple(entry.weight for entry in entries)
@@ -104,13 +108,22 @@ class Glossary:
 
     def find(self, text: str) -> list[TermMatch]:
         """Find the terms in `text`: leftmost, longest, not overlapping; offsets are the text's own characters."""
-        matches: list[TermMatch] = []
+        return [TermMatch(*match) for match in self.find_all(text).tolist()]
+
+    def find_all(self, text: str) -> np.ndarray:
+        """Find the terms as `find` does, for callers that go on with arrays.
+
+        Returns:
+            (matches, 3) int64: start, end and number of the term, in order.
+        """
+        places = self._places(text)
+        chosen = []
         reached = 0
-        for match in self._places(fold(text)):
-            if match.start >= reached:
-                reached = match.end
-                matches.append(match)
-        return matches
+        for at, (start, end) in enumerate(zip(places[:, 0].tolist(), places[:, 1].tolist(), strict=True)):
+            if start >= reached:
+                reached = end
+                chosen.append(at)
+        return places[chosen]
 
     def audit(
         self,
@@ -137,7 +150,7 @@ class Glossary:
         for document in read_documents(corpus, field=field, unit=unit):
             documents += 1
             chosen = TermMatch(0, 0, 0)
-            for match in self._places(fold(document.text)):
+            for match in map(TermMatch._make, self._places(document.text).tolist()):
                 if match.start >= chosen.end:
                     chosen = match
                     counts[match.term] += 1
@@ -159,32 +172,31 @@ class Glossary:
             repeated=self.repeated,
         )
 
-    def _add(self, spelling: str, number: int) -> bool:
-        """Let the automaton find a spelling as the term `number`; False where it is blank or known."""
+    def _add(self, spelling: str, number: int, keys: list[tuple[int, int]]) -> bool:
+        """Let the automaton find a spelling as the term `number`; False where it is blank or known.
+
+        The automaton tells its place in `keys`, which hold length and term.
+        """
         key = fold(spelling).text.strip()
         if not key or key in self._automaton:
             return False
-        self._automaton.add_word(key, (len(key), number, _is_spaced(key[0]), _is_spaced(key[-1])))
+        self._automaton.add_word(key, len(keys))
+        keys.append((len(key), number))
         return True
 
-    def _places(self, folded: Folded) -> Iterator[TermMatch]:
-        """Every place of every term, overlapping ones too: leftmost first, of those the longest."""
-        text = folded.text
-        found = []
-        for last, (length, number, spaced_first, spaced_last) in self._automaton.iter(text):
-            start, end = last + 1 - length, last + 1
-            if (spaced_first and start and _is_spaced(text[start - 1])) or (
-                spaced_last and end < len(text) and _is_spaced(text[end])
-            ):
-                continue  # inside a word
-            found.append((start, -end, number))
-        found.sort()
-        for start, negative_end, number in found:
-            place = folded.original(start, -negative_end)
-            if place is not None:
-                yield TermMatch(*place, number)
+    def _places(self, text: str) -> np.ndarray:
+        """Every place of every term, overlapping ones too: leftmost first, of those the longest.
 
-
-def _is_spaced(char: str) -> bool:
-    """Whether `char` is a letter or digit of a script that puts spaces between words."""
-    return char.isalnum() and not written_without_spaces(char)
+        Returns:
+            (places, 3) int64: start, end and number of the term.
+        """
+        folded = fold(text)
+        found = np.fromiter(chain.from_iterable(self._automaton.iter(folded.text)), dtype=np.int64).reshape(-1, 2)
+        lengths, numbers = self._keys[found[:, 1]].T
+        ends = found[:, 0] + 1
+        starts = ends - lengths
+        cuts = cuts_word(folded.text)
+        first, last, real = folded.original(starts, ends)
+        kept = np.flatnonzero(real & ~cuts[starts] & ~cuts[ends])
+        order = kept[np.lexsort((-last[kept], first[kept]))]
+        return np.stack([first[order], last[order], numbers[order]], axis=1)

@@ -76,48 +76,53 @@ def read_passages(
     words = vocabulary.words(encoding, whole)
     words[borders[:-1][borders[:-1] < len(words)]] = True
     spans = term_token_spans(whole, encoding, glossary, vocabulary) if glossary else np.zeros((0, 3), dtype=np.int32)
-    documents = []
-    for text, place, end, count in zip(texts, places, borders.tolist(), counts.tolist(), strict=True):
-        own = slice(end - count, end)
-        low, high = np.searchsorted(spans[:, 0], [own.start, own.stop])
-        document = _Document(
-            text=text,
-            encoding=Encoding(encoding.ids[own], encoding.starts[own] - place, encoding.ends[own] - place),
-            word_starts=words[own],
-            term_spans=spans[low:high] - np.array([own.start, own.start, 0], dtype=np.int32),
-        )
+    spans_before = np.searchsorted(spans[:, 0], borders).tolist()
+    documents: list[list[Passage]] = []
+    first = low = 0
+    for text, place, last, high in zip(texts, places, borders.tolist(), spans_before, strict=True):
+        document = _Document(text, place, encoding, words, spans[low:high], first, last)
         documents.append(list(_passages(document, max_tokens - 1, context_tokens)))
+        first, low = last, high
     return documents
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Document:
+    """A document among others: its text at `place` in all texts together, its tokens from `first` to `last`."""
+
     text: str
-    encoding: Encoding
-    word_starts: np.ndarray
-    term_spans: np.ndarray
+    place: int
+    all_tokens: Encoding
+    all_words: np.ndarray
+    spans: np.ndarray
+    first: int
+    last: int
 
 
 def _passages(document: _Document, max_tokens: int, context_tokens: int) -> Iterator[Passage]:
-    words, spans, encoding = document.word_starts, document.term_spans, document.encoding
-    start = 0
-    for cut in split_passages(
+    own = slice(document.first, document.last)
+    ids, words = document.all_tokens.ids[own], document.all_words[own]
+    spans = document.spans - np.array([own.start, own.start, 0], dtype=np.int32) if own.start else document.spans
+    starts = document.all_tokens.starts[own] - document.place
+    cuts = split_passages(
         document.text,
-        encoding,
+        Encoding(ids, starts, document.all_tokens.ends[own] - document.place),
         words,
         term_spans=spans,
         max_tokens=max_tokens,
         context_tokens=context_tokens,
-    ):
+    )
+    start = 0
+    for cut in cuts:
         last = cut.stop == len(words)
-        end = len(document.text) if last else int(encoding.starts[cut.stop])
+        end = len(document.text) if last else int(starts[cut.stop])
         first = cut.start
         if context_tokens and first:
             before = np.flatnonzero(words[max(0, first - context_tokens) : first])
             first = max(0, first - context_tokens) + int(before[0]) if len(before) else first
         inside = spans if last and not first else spans[(spans[:, 0] >= first) & (spans[:, 1] <= cut.stop)]
         yield Passage(
-            ids=encoding.ids[first : cut.stop],
+            ids=ids[first : cut.stop],
             word_starts=words[first : cut.stop],
             term_spans=inside - np.array([first, first, 0], dtype=np.int32) if first else inside,
             context_tokens=cut.start - first,
@@ -187,7 +192,7 @@ def term_token_spans(text: str, encoding: Encoding, glossary: Glossary, vocabula
     Returns:
         (terms, 3) int32: first token, token behind the last, number of the term.
     """
-    matches = np.array(glossary.find(text), dtype=np.int32).reshape(-1, 3)
+    matches = glossary.find_all(text)
     first = np.searchsorted(encoding.ends, matches[:, 0], side="right")
     last = np.searchsorted(encoding.starts, matches[:, 1], side="left")
     kept = last > first  # a match of characters that normalisation drops has no token
