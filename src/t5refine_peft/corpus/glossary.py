@@ -7,16 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import ahocorasick
 import numpy as np
+from ahocorasick_rs import AhoCorasick, Implementation, MatchKind
 
-from t5refine_peft.corpus.characters import cuts_word
+from t5refine_peft.corpus.characters import mark_borders
 from t5refine_peft.corpus.documents import Unit
-from t5refine_peft.corpus.folding import fold
+from t5refine_peft.corpus.folding import Folded, fold
 from t5refine_peft.corpus.reading import Corpus, read_documents
 from t5refine_peft.corpus.term_lists import Term, read_terms
 from t5refine_peft.corpus.tokenization import Vocabulary
@@ -67,22 +68,19 @@ class Glossary:
         Raises:
             RefineError: no term is left.
         """
-        self._automaton = ahocorasick.Automaton()
         entries: list[Term] = []
-        keys: list[tuple[int, int]] = []
+        self._keys: dict[str, int] = {}
         self.repeated: tuple[str, ...] = ()
         """Spellings that came a second time and were passed over."""
         for term in terms:
             entry = term if isinstance(term, Term) else Term(term.strip())
             spellings = (entry.text, *entry.variants)
-            added = [self._add(spelling, len(entries), keys) for spelling in spellings]
+            added = [self._add(spelling, len(entries)) for spelling in spellings]
             self.repeated += tuple(s for s, fresh in zip(spellings, added, strict=True) if not fresh and s.strip())
             if any(added):
                 entries.append(entry)
         if not entries:
             raise RefineError("the glossary holds no term: expected one term a line, found blank lines only")
-        self._automaton.make_automaton()
-        self._keys = np.array(keys, dtype=np.int64)
         self.entries: tuple[Term, ...] = tuple(entries)
         self.terms: tuple[str, ...] = tuple(entry.text for entry in entries)
         self.weights: tuple[float, ...] = tuple(entry.weight for entry in entries)
@@ -116,10 +114,14 @@ class Glossary:
         Returns:
             (matches, 3) int64: start, end and number of the term, in order.
         """
-        places = self._places(text)
+        folded = fold(text)
+        places, real = self._matches(folded, self._longest)
+        if real.all():
+            return places
+        places = self._places(folded)
         chosen = []
         reached = 0
-        for at, (start, end) in enumerate(zip(places[:, 0].tolist(), places[:, 1].tolist(), strict=True)):
+        for at, (start, end) in enumerate(places[:, :2].tolist()):
             if start >= reached:
                 reached = end
                 chosen.append(at)
@@ -150,7 +152,7 @@ class Glossary:
         for document in read_documents(corpus, field=field, unit=unit):
             documents += 1
             chosen = TermMatch(0, 0, 0)
-            for match in map(TermMatch._make, self._places(document.text).tolist()):
+            for match in map(TermMatch._make, self._places(fold(document.text)).tolist()):
                 if match.start >= chosen.end:
                     chosen = match
                     counts[match.term] += 1
@@ -172,31 +174,51 @@ class Glossary:
             repeated=self.repeated,
         )
 
-    def _add(self, spelling: str, number: int, keys: list[tuple[int, int]]) -> bool:
-        """Let the automaton find a spelling as the term `number`; False where it is blank or known.
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the automata, which can't be pickled and are built again."""
+        return {name: value for name, value in vars(self).items() if name not in ("_every", "_longest")}
 
-        The automaton tells its place in `keys`, which hold length and term.
-        """
-        key = fold(spelling).text.strip()
-        if not key or key in self._automaton:
+    def _add(self, spelling: str, number: int) -> bool:
+        """Let a spelling be found as the term `number`; False where it is blank or known."""
+        key = mark_borders(fold(spelling).text.strip())
+        if not key or key in self._keys:
             return False
-        self._automaton.add_word(key, len(keys))
-        keys.append((len(key), number))
+        self._keys[key] = number
         return True
 
-    def _places(self, text: str) -> np.ndarray:
+    @cached_property
+    def _longest(self) -> AhoCorasick:
+        return AhoCorasick(self._keys, MatchKind.LeftmostLongest, implementation=Implementation.ContiguousNFA)
+
+    @cached_property
+    def _every(self) -> AhoCorasick:
+        return AhoCorasick(self._keys, MatchKind.Standard, implementation=Implementation.ContiguousNFA)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """(spellings,) int64: the term of each."""
+        return np.fromiter(self._keys.values(), dtype=np.int64)
+
+    def _matches(
+        self, folded: Folded, automaton: AhoCorasick, *, overlapping: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What an automaton finds in a folded text, by the original's characters.
+
+        Returns:
+            (matches, 3) int64: start, end and number of the term; and (matches,) bool, which of them are real: the
+            others cut through what became longer when it was folded.
+        """
+        found = automaton.find_matches_as_indexes(mark_borders(folded.text), overlapping=overlapping)
+        spellings, starts, ends = np.fromiter(chain.from_iterable(found), dtype=np.int64).reshape(-1, 3).T
+        first, last, real = folded.original(starts, ends)
+        return np.stack([first, last, self._numbers[spellings]], axis=1), real
+
+    def _places(self, folded: Folded) -> np.ndarray:
         """Every place of every term, overlapping ones too: leftmost first, of those the longest.
 
         Returns:
             (places, 3) int64: start, end and number of the term.
         """
-        folded = fold(text)
-        found = np.fromiter(chain.from_iterable(self._automaton.iter(folded.text)), dtype=np.int64).reshape(-1, 2)
-        lengths, numbers = self._keys[found[:, 1]].T
-        ends = found[:, 0] + 1
-        starts = ends - lengths
-        cuts = cuts_word(folded.text)
-        first, last, real = folded.original(starts, ends)
-        kept = np.flatnonzero(real & ~cuts[starts] & ~cuts[ends])
-        order = kept[np.lexsort((-last[kept], first[kept]))]
-        return np.stack([first[order], last[order], numbers[order]], axis=1)
+        matches, real = self._matches(folded, self._every, overlapping=True)
+        places: np.ndarray = matches[real]
+        return places[np.lexsort((-places[:, 1], places[:, 0]))]

@@ -21,7 +21,7 @@ _SEPARATOR = "\n\n"
 _CLAUSE_END = re.compile(r"[，、：]|[,:](?=\s)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Passage:
     """A part of a document, ready to be masked.
 
@@ -69,6 +69,7 @@ def read_passages(
     Raises:
         RefineError: a budget that leaves no room for a passage.
     """
+    _check_budget(max_tokens - 1, context_tokens)
     whole = _SEPARATOR.join(texts)  # so that what can be done at once for all is done once
     places = list(accumulate((len(text) + len(_SEPARATOR) for text in texts), initial=0))[:-1]
     encoding, counts = vocabulary.encode_each(texts, places)
@@ -76,53 +77,37 @@ def read_passages(
     words = vocabulary.words(encoding, whole)
     words[borders[:-1][borders[:-1] < len(words)]] = True
     spans = term_token_spans(whole, encoding, glossary, vocabulary) if glossary else np.zeros((0, 3), dtype=np.int32)
-    spans_before = np.searchsorted(spans[:, 0], borders).tolist()
+    owners = np.searchsorted(borders, spans[:, 0], side="right")
+    spans[:, :2] -= (borders - counts)[owners, None]
+    spans_behind = np.searchsorted(owners, np.arange(len(texts)), side="right").tolist()
     documents: list[list[Passage]] = []
     first = low = 0
-    for text, place, last, high in zip(texts, places, borders.tolist(), spans_before, strict=True):
-        document = _Document(text, place, encoding, words, spans[low:high], first, last)
-        documents.append(list(_passages(document, max_tokens - 1, context_tokens)))
+    for text, place, last, high in zip(texts, places, borders.tolist(), spans_behind, strict=True):
+        ids, own_words, own_spans = encoding.ids[first:last], words[first:last], spans[low:high]
+        if 0 < len(ids) < max_tokens:  # true of most documents that are short, where every call counts
+            documents.append([Passage(ids, own_words, own_spans, context_tokens=0, start=0, end=len(text))])
+        else:
+            own = Encoding(ids, encoding.starts[first:last] - place, encoding.ends[first:last] - place)
+            documents.append(list(_passages(text, own, own_words, own_spans, max_tokens - 1, context_tokens)))
         first, low = last, high
     return documents
 
 
-@dataclass(frozen=True)
-class _Document:
-    """A document among others: its text at `place` in all texts together, its tokens from `first` to `last`."""
-
-    text: str
-    place: int
-    all_tokens: Encoding
-    all_words: np.ndarray
-    spans: np.ndarray
-    first: int
-    last: int
-
-
-def _passages(document: _Document, max_tokens: int, context_tokens: int) -> Iterator[Passage]:
-    own = slice(document.first, document.last)
-    ids, words = document.all_tokens.ids[own], document.all_words[own]
-    spans = document.spans - np.array([own.start, own.start, 0], dtype=np.int32) if own.start else document.spans
-    starts = document.all_tokens.starts[own] - document.place
-    cuts = split_passages(
-        document.text,
-        Encoding(ids, starts, document.all_tokens.ends[own] - document.place),
-        words,
-        term_spans=spans,
-        max_tokens=max_tokens,
-        context_tokens=context_tokens,
-    )
+def _passages(
+    text: str, encoding: Encoding, words: np.ndarray, spans: np.ndarray, max_tokens: int, context_tokens: int
+) -> Iterator[Passage]:
+    cuts = split_passages(text, encoding, words, term_spans=spans, max_tokens=max_tokens, context_tokens=context_tokens)
     start = 0
     for cut in cuts:
         last = cut.stop == len(words)
-        end = len(document.text) if last else int(starts[cut.stop])
+        end = len(text) if last else int(encoding.starts[cut.stop])
         first = cut.start
         if context_tokens and first:
             before = np.flatnonzero(words[max(0, first - context_tokens) : first])
             first = max(0, first - context_tokens) + int(before[0]) if len(before) else first
         inside = spans if last and not first else spans[(spans[:, 0] >= first) & (spans[:, 1] <= cut.stop)]
         yield Passage(
-            ids=ids[first : cut.stop],
+            ids=encoding.ids[first : cut.stop],
             word_starts=words[first : cut.stop],
             term_spans=inside - np.array([first, first, 0], dtype=np.int32) if first else inside,
             context_tokens=cut.start - first,
@@ -158,11 +143,7 @@ def split_passages(
     Raises:
         RefineError: `context_tokens` takes more than half of the budget, or there is none.
     """
-    if max_tokens < 1 or context_tokens < 0 or 2 * context_tokens > max_tokens:
-        raise RefineError(
-            "a passage needs 2 tokens at least, and its context may take half of them, found "
-            f"{max_tokens + 1} tokens with {context_tokens} of context; raise the one or lower the other"
-        )
+    _check_budget(max_tokens, context_tokens)
     count = len(encoding.ids)
     if count <= max_tokens:
         return [slice(0, count)] if count else []
@@ -180,6 +161,14 @@ def split_passages(
         slices.append(slice(at, end))
         at = end
     return slices
+
+
+def _check_budget(max_tokens: int, context_tokens: int) -> None:
+    if max_tokens < 1 or context_tokens < 0 or 2 * context_tokens > max_tokens:
+        raise RefineError(
+            "a passage needs 2 tokens at least, and its context may take half of them, found "
+            f"{max_tokens + 1} tokens with {context_tokens} of context; raise the one or lower the other"
+        )
 
 
 def term_token_spans(text: str, encoding: Encoding, glossary: Glossary, vocabulary: Vocabulary) -> np.ndarray:
