@@ -6,7 +6,9 @@ from hypothesis import given
 from strategies import texts
 
 from t5refine_peft import RefineError
-from t5refine_peft.restoration.gaps import Gap, check_ranges, find_gaps, fit, make_windows
+from t5refine_peft.restoration.gaps import Gap, check_ranges, find_gaps
+from t5refine_peft.restoration.spacing import fit
+from t5refine_peft.restoration.windows import make_windows
 
 
 @pytest.mark.parametrize(
@@ -55,7 +57,7 @@ def test_windows_answer_every_gap_once_within_the_budget(vocabulary, text):
     assert [number for window in windows for number in window.gaps] == list(range(len(gaps)))
     for window in windows:
         sentinels = [token for token in window.input_ids.tolist() if token in vocabulary.sentinel_ids]
-        assert sentinels == list(vocabulary.sentinel_ids[: len(window.gaps)])
+        assert sentinels == list(vocabulary.sentinel_ids[: len(window.covered)])
         assert len(window.input_ids) <= 64
         assert window.input_ids[-1] == vocabulary.eos_id
 
@@ -65,7 +67,7 @@ def test_more_gaps_than_sentinels_and_a_long_text(vocabulary):
     gaps = find_gaps(text)
     windows = make_windows(text, gaps, vocabulary, max_tokens=512)
     assert sum(len(window.gaps) for window in windows) == 250
-    assert max(len(window.gaps) for window in windows) <= 100
+    assert max(len(window.covered) for window in windows) <= 100
     assert np.max([len(window.input_ids) for window in windows]) <= 512
 
 

@@ -15,7 +15,7 @@ from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.corruption import Example, build_example
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.restoration.decoding import decode_gaps
-from t5refine_peft.restoration.gaps import normalized
+from t5refine_peft.restoration.spacing import normalized
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,189 @@
+"""The adapters in memory: loaded when they are used, the least recently used dropped at a limit, one call at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from t5refine_peft.errors import RefineError
+from t5refine_peft.modeling.base import Base
+from t5refine_peft.registry import AdapterRegistry
+from t5refine_peft.restoration.compatibility import Fit, check_adapter
+from t5refine_peft.restoration.mixing import AdapterMix
+from t5refine_peft.restoration.scoring import Assign
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model that reads a batch of texts, each with its adapter."""
+
+    model: PreTrainedModel
+    assign: Callable[[Sequence[str | None]], Assign]
+    """For the adapters of a batch's texts, what is told which text each row of a forward belongs to."""
+
+
+class AdapterPool:
+    """Adapters on one base. Calls from several threads follow one another."""
+
+    def __init__(
+        self,
+        base: Base,
+        registry: AdapterRegistry,
+        *,
+        limit_bytes: int | None = None,
+        on_drop: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Hold adapters of `registry`.
+
+        Args:
+            base: the model.
+            registry: where adapters lie.
+            limit_bytes: of all adapters in memory; None is no limit.
+            on_drop: told the name of each adapter that leaves memory.
+        """
+        self._base = base
+        self._registry = registry
+        self._limit_bytes = limit_bytes
+        self._on_drop = on_drop
+        self._model: PeftModel | None = None
+        self._loaded: OrderedDict[str, Fit] = OrderedDict()
+        self._mix: AdapterMix | None = None
+        self.lock = threading.RLock()
+        """Held while the model is used or changed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters in memory, the least recently used first."""
+        return tuple(self._loaded)
+
+    def fit(self, name: str) -> Fit:
+        """What is known of an adapter that fits the base, loaded or not.
+
+        Raises:
+            RefineError: there is none of that name, or it does not fit.
+        """
+        return self._loaded.get(name) or check_adapter(self._registry, name, self._base)
+
+    def load(self, name: str, *, keep: Sequence[str] = ()) -> PeftModel:
+        """The model with the adapter `name` in memory; others, but those in `keep`, may be dropped for it.
+
+        Raises:
+            RefineError: there is none of that name, it does not fit the base, or it is larger than the limit.
+        """
+        with self.lock:
+            if name in self._loaded and self._model is not None:
+                self._loaded.move_to_end(name)
+                return self._model
+            fit = check_adapter(self._registry, name, self._base)
+            self._make_room(name, fit, keep)
+            if self._model is None:
+                self._model = PeftModel.from_pretrained(self._base.model, str(fit.path), adapter_name=name)
+                self._model.eval()
+            else:
+                self._model.load_adapter(str(fit.path), adapter_name=name)
+                self._model.eval()
+            self._loaded[name] = fit
+            return self._model
+
+    def drop(self, name: str) -> None:
+        """Remove an adapter from memory.
+
+        Raises:
+            RefineError: it is not there.
+        """
+        with self.lock:
+            if self._model is None or name not in self._loaded:
+                raise RefineError(f"the adapter {name!r} is not loaded; loaded are: {', '.join(self.names) or 'none'}")
+            if len(self._loaded) == 1:
+                self._model.unload()
+                self._model = None
+            else:
+                self._model.delete_adapter(name)
+            del self._loaded[name]
+            if self._mix is not None and name in self._mix.names:
+                self._mix = None
+            self._on_drop(name)
+
+    def groups(self, names: Sequence[str | None]) -> list[set[str | None]]:
+        """The distinct `names` in groups whose adapters fit into memory together.
+
+        Raises:
+            RefineError: one of them does not fit the base.
+        """
+        groups: list[set[str | None]] = [set()]
+        size = 0
+        for name in dict.fromkeys(names):
+            needed = 0 if name is None else self.fit(name).memory_bytes
+            # A batch of several adapters holds a stacked copy of them too.
+            if self._limit_bytes is not None and groups[-1] and 2 * (size + needed) > self._limit_bytes:
+                groups.append(set())
+                size = 0
+            groups[-1].add(name)
+            size += needed
+        return groups
+
+    @contextmanager
+    def using(self, names: Sequence[str | None]) -> Iterator[ReadyModel]:
+        """Within this context, and for this thread alone, the model with the adapters `names`; None is the base."""
+        with self.lock:
+            distinct = list(dict.fromkeys(names))
+            if len(distinct) > 1:
+                with self._mixed([name for name in distinct if name is not None]) as ready:
+                    yield ready
+                return
+            if distinct and distinct[0] is not None:
+                model = self.load(distinct[0])
+                if model.active_adapter != distinct[0]:
+                    model.set_adapter(distinct[0])
+                yield ReadyModel(model, _alike)
+            elif self._model is not None:
+                with self._model.disable_adapter():
+                    yield ReadyModel(self._model, _alike)
+            else:
+                yield ReadyModel(self._base.model, _alike)
+
+    @contextmanager
+    def _mixed(self, names: list[str]) -> Iterator[ReadyModel]:
+        for name in names:
+            model = self.load(name, keep=names)
+        if self._mix is None or set(self._mix.names) != set(names):
+            self._mix = AdapterMix(model, sorted(names))
+        mix = self._mix
+        device = self._base.device
+
+        def assign(adapters: Sequence[str | None]) -> Assign:
+            numbers = mix.numbers(adapters).to(device)
+            return lambda texts: mix.assign(numbers[texts])
+
+        with mix.active():
+            yield ReadyModel(model, assign)
+
+    def _make_room(self, name: str, fit: Fit, keep: Sequence[str]) -> None:
+        if self._limit_bytes is None:
+            return
+        if fit.memory_bytes > self._limit_bytes:
+            raise RefineError(
+                f"the adapter {name!r} takes {fit.memory_bytes:,} bytes in memory, more than the limit of "
+                f"{self._limit_bytes:,} for all adapters; raise the limit"
+            )
+        for other in self.names:
+            if sum(known.memory_bytes for known in self._loaded.values()) + fit.memory_bytes <= self._limit_bytes:
+                return
+            if other not in keep:
+                self.drop(other)
+
+
+def _alike(_adapters: Sequence[str | None]) -> Assign:
+    """Every row uses the same adapter: nothing to say."""
+    return _ignore
+
+
+def _ignore(_texts: torch.Tensor) -> None:
+    pass
