@@ -16,7 +16,7 @@ from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.restoration.compatibility import Fit, check_adapter
-from t5refine_peft.restoration.mixing import AdapterMix
+from t5refine_peft.restoration.mixing import AdapterSwitch
 from t5refine_peft.restoration.scoring import Assign
 
 
@@ -54,7 +54,8 @@ class AdapterPool:
         self._on_drop = on_drop
         self._model: PeftModel | None = None
         self._loaded: OrderedDict[str, Fit] = OrderedDict()
-        self._mix: AdapterMix | None = None
+        self._switch: AdapterSwitch | None = None
+        self._chosen: str | None = None
         self.lock = threading.RLock()
         """Held while the model is used or changed."""
 
@@ -83,12 +84,14 @@ class AdapterPool:
                 return self._model
             fit = check_adapter(self._registry, name, self._base)
             self._make_room(name, fit, keep)
+            if self._switch is not None:
+                self._switch.remove()
             if self._model is None:
                 self._model = PeftModel.from_pretrained(self._base.model, str(fit.path), adapter_name=name)
-                self._model.eval()
             else:
                 self._model.load_adapter(str(fit.path), adapter_name=name)
-                self._model.eval()
+            self._model.eval()
+            self._take_over()
             self._loaded[name] = fit
             return self._model
 
@@ -101,14 +104,15 @@ class AdapterPool:
         with self.lock:
             if self._model is None or name not in self._loaded:
                 raise RefineError(f"the adapter {name!r} is not loaded; loaded are: {', '.join(self.names) or 'none'}")
-            if len(self._loaded) == 1:
-                self._model.unload()
-                self._model = None
-            else:
-                self._model.delete_adapter(name)
+            if self._switch is not None:
+                self._switch.remove()
             del self._loaded[name]
-            if self._mix is not None and name in self._mix.names:
-                self._mix = None
+            if self._loaded:
+                self._model.delete_adapter(name)
+                self._take_over()
+            else:
+                self._model.unload()
+                self._model = self._switch = None
             self._on_drop(name)
 
     def groups(self, names: Sequence[str | None]) -> list[set[str | None]]:
@@ -133,37 +137,34 @@ class AdapterPool:
     def using(self, names: Sequence[str | None]) -> Iterator[ReadyModel]:
         """Within this context, and for this thread alone, the model with the adapters `names`; None is the base."""
         with self.lock:
-            distinct = list(dict.fromkeys(names))
-            if len(distinct) > 1:
-                with self._mixed([name for name in distinct if name is not None]) as ready:
-                    yield ready
-                return
-            if distinct and distinct[0] is not None:
-                model = self.load(distinct[0])
-                if model.active_adapter != distinct[0]:
-                    model.set_adapter(distinct[0])
-                yield ReadyModel(model, _alike)
-            elif self._model is not None:
-                with self._model.disable_adapter():
-                    yield ReadyModel(self._model, _alike)
-            else:
+            adapters = [name for name in dict.fromkeys(names) if name is not None]
+            for name in adapters:
+                self.load(name, keep=adapters)
+            if self._switch is None:
                 yield ReadyModel(self._base.model, _alike)
+                return
+            before, mixed = self._chosen, len(set(names)) > 1
+            self._chosen = None if mixed or not adapters else adapters[0]
+            self._switch.choose(self._chosen)
+            if mixed:
+                self._switch.mix(adapters)
+            try:
+                yield ReadyModel(self._model, self._assign if mixed else _alike)
+            finally:
+                self._chosen = before
+                if self._switch is not None:
+                    self._switch.choose(before)
 
-    @contextmanager
-    def _mixed(self, names: list[str]) -> Iterator[ReadyModel]:
-        for name in names:
-            model = self.load(name, keep=names)
-        if self._mix is None or set(self._mix.names) != set(names):
-            self._mix = AdapterMix(model, sorted(names))
-        mix = self._mix
-        device = self._base.device
+    def _assign(self, names: Sequence[str | None]) -> Assign:
+        switch = self._switch
+        if switch is None:
+            raise RuntimeError("the adapters were dropped while a batch used them")
+        numbers = switch.numbers(names).to(self._base.device)
+        return lambda texts: switch.assign(numbers[texts])
 
-        def assign(adapters: Sequence[str | None]) -> Assign:
-            numbers = mix.numbers(adapters).to(device)
-            return lambda texts: mix.assign(numbers[texts])
-
-        with mix.active():
-            yield ReadyModel(model, assign)
+    def _take_over(self) -> None:
+        self._switch = AdapterSwitch(self._model, dtype=getattr(torch, self._base.precision))
+        self._switch.choose(self._chosen)
 
     def _make_room(self, name: str, fit: Fit, keep: Sequence[str]) -> None:
         if self._limit_bytes is None:

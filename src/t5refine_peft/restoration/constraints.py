@@ -106,8 +106,10 @@ class GapLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
             tail.append(token)
         tail.reverse()
         closing = self._sentinels[answered] if answered < len(rules) else eos
-        if not answered or eos in tail:  # nothing yet, or long done
-            allowed[closing if not answered else eos] = True
+        if eos in tail:  # long done
+            closing = eos
+        if not answered or eos in tail:
+            allowed[closing] = True
             return closing, None
         rule = rules[answered - 1]
         node = rule.terms.node(tail) if rule.terms is not None else None
