@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from t5refine_peft.errors import RefineError
 
@@ -35,6 +36,26 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[IO[bytes]]:
+    """Give a stream to write to; on success what was written takes `target`'s place, on an exception it is removed.
+
+    Raises:
+        RefineError: the place can't be written to.
+    """
+    staged = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with staged.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        staged.replace(target)
+    except OSError as error:
+        raise RefineError(f"{target} can't be written: {error.strerror}; choose another place") from error
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def fingerprint_files(files: list[Path]) -> str:

@@ -34,6 +34,7 @@ def put_together(
     """
     parts: list[str] = []
     filled = []
+    source_lengths = []
     reached = length = 0
     before = ""
     for number, (gap, found) in enumerate(zip(gaps, answers, strict=True)):
@@ -56,4 +57,5 @@ def put_together(
         reached = gap.end
         if not (gap.found and written == stood):
             filled.append(RestoredGap(start, length, written, best.score, candidates, gap.found, is_open))
-    return Restoration("".join([*parts, text[reached:]]), tuple(filled))
+            source_lengths.append(len(stood))
+    return Restoration("".join([*parts, text[reached:]]), tuple(filled), tuple(source_lengths))

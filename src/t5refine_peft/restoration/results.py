@@ -43,6 +43,8 @@ class Restoration:
 
     text: str
     gaps: tuple[RestoredGap, ...]
+    source_lengths: tuple[int, ...] = ()
+    """How many characters stood in each gap before."""
 
     def as_object(self) -> dict[str, Any]:
         """As JSON has it; offsets in characters of the restored text."""
