@@ -64,7 +64,7 @@ def test_a_page_a_term_list_and_counted_marks(restore, tmp_path: Path):
     assert ">furosemide</mark>" in result.stdout or ">撤销权</mark>" in result.stdout
     counted = restore("合同□□□生效", "--json", "--terms", "terms.txt", "--count-marks")
     assert json.loads(counted.stdout)["text"] == "合同撤销权生效"
-    left = restore("-", "--min-score", "1", stdin="x ___\r\ny".encode())
+    left = restore("-", "--min-score", "1", stdin=b"x ___\r\ny")
     assert left.stdout_bytes == b"x ___\r\ny"
 
 

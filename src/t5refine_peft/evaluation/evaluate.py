@@ -94,9 +94,9 @@ def score_terms(
                 )
             loss, top5, tokens = loss + part_loss, top5 + part_top5, tokens + part_tokens
             for example, answered in zip(part, answers, strict=True):
-                for truth, candidates in zip(_gap_tokens(example, base), answered, strict=True):
+                for truth, candidates in zip(gap_tokens(example, base), answered, strict=True):
                     gaps += 1
-                    right += _same(truth, candidates[0].ids, base)
+                    right += same_text(truth, candidates[0].ids, base)
     finally:
         model.train(was_training)
     return TermScores(gaps=gaps, exact_match=right / gaps, token_loss=loss / tokens, token_top5=top5 / tokens)
@@ -115,7 +115,8 @@ def _teacher_forced(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> t
     return float(loss), int(hits), int(mask.sum())
 
 
-def _gap_tokens(example: Example, base: Base) -> list[list[int]]:
+def gap_tokens(example: Example, base: Base) -> list[list[int]]:
+    """What stood in each gap of an example, as token ids."""
     sentinels = set(base.vocabulary.sentinel_ids)
     gaps: list[list[int]] = []
     for token in example.labels[:-1].tolist():
@@ -126,6 +127,7 @@ def _gap_tokens(example: Example, base: Base) -> list[list[int]]:
     return gaps
 
 
-def _same(truth: Sequence[int], answer: Sequence[int], base: Base) -> bool:
+def same_text(truth: Sequence[int], answer: Sequence[int], base: Base) -> bool:
+    """Whether an answer is right: the same text after NFKC and case folding."""
     decode = base.vocabulary.decode
     return normalized(decode(truth)) == normalized(decode(answer))

@@ -20,6 +20,7 @@ svg {{ width: 100%; height: auto; }}
 <h1>{domain}</h1>
 <blockquote>{quote}</blockquote>
 <table><tr><th>held-out terms</th><th>base</th><th>adapter</th></tr>{scores}</table>
+{confidence}
 <h2>Validation loss</h2>
 {curve}
 <p>{ending}</p>
@@ -51,9 +52,33 @@ def render_report(card: dict[str, Any], history: Sequence[tuple[int, float]]) ->
         domain=html.escape(card["domain"]),
         quote=html.escape(quote),
         scores=scores,
+        confidence=_confidence(card.get("calibration"), card.get("detection")),
         curve=_curve(history),
         ending=html.escape(ending),
     )
+
+
+def _confidence(calibration: dict[str, Any] | None, detection: dict[str, Any] | None) -> str:
+    """How far scores and findings can be trusted, in tables; nothing where it was not measured."""
+    parts = []
+    if calibration:
+        rows = "".join(
+            f"<tr><td>{score:.0%}</td><td>{share:.0%}</td><td>{count}</td></tr>"
+            for score, share, count in calibration["curve"]
+        )
+        parts.append(
+            "<h2>Can its scores be trusted?</h2><table><tr><th>mean score</th><th>answers that are right</th>"
+            f"<th>answers</th></tr>{rows}</table><p>Expected calibration error on {calibration['gaps']} held-out gaps: "
+            f"{calibration['error_before']:.3f} before, {calibration['error_after']:.3f} at the temperature "
+            f"{calibration['temperature']:.2f}, fitted on {calibration['fitted_gaps']} other gaps.</p>"
+        )
+    if detection:
+        parts.append(
+            f"<p>Damage without marks: of {detection['words']} held-out words, {detection['damaged']} of them damaged, "
+            f"it finds {detection['recall']:.0%} of the damaged ones; {detection['precision']:.0%} of its findings are "
+            "damage.</p>"
+        )
+    return "".join(parts)
 
 
 def _curve(history: Sequence[tuple[int, float]]) -> str:

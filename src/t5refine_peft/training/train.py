@@ -22,6 +22,7 @@ from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
+from t5refine_peft.evaluation.confidence import measure_confidence
 from t5refine_peft.evaluation.evaluate import TermScores, TermTest, score_terms
 from t5refine_peft.evaluation.report import render_report
 from t5refine_peft.modeling.base import Base, load_base
@@ -117,6 +118,7 @@ def train_adapter(
                 "glossary_fingerprint": terms.fingerprint if terms else None,
                 "config": asdict(config),
                 "metrics": {"base": _plain(base_scores), "adapter": _plain(adapter_scores)},
+                **measure_confidence(model, loaded, splits, collator, limit=config.evaluation_passages),
                 "best_step": best_step,
                 "steps": trainer.state.global_step,
                 "stopped_because": stopped,
