@@ -23,6 +23,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/restore"), help="adapters and checkpoints")
     parser.add_argument("--device", default=None)
-    parser.add_argument("--max-steps", type=int, default=DEMO_CONFIG.max_steps, help="of training each demo adapter")
+    parser.add_argument(
+        "--max-steps",
+        type=int,
+        default=DEMO_CONFIG.max_steps,
+        help="of training each demo adapter; 0 takes what --work has",
+    )
     parser.add_argument("--gaps", type=int, default=2000, help="held-out gaps for calibration and the glossary")
     parser.add_argument("--texts", type=int, default=500, help="mixed texts for speed")
     parser.add_argument("--plain-texts", type=int, default=None, help="of these, how many the plain way restores")
@@ -65,14 +71,19 @@ def main() -> None:
     subjects = {name: load_domain(name) for name in DOMAINS}
     adapters = options.work / "adapters"
     for name, subject in subjects.items():
-        _train(name, subject, base, options.work, options.max_steps)
-    found: dict[str, Any] = {
-        "swap": swap(base, adapters, clock_of(base)),
-        "eight domains": eight_domains(base, adapters, subjects, clock_of(base)),
-        "speed": speed(base, adapters, subjects, options.texts, options.plain_texts or options.texts, clock_of(base)),
-        "domains": {name: trust(base, adapters, name, subject, options.gaps) for name, subject in subjects.items()},
+        if options.max_steps:
+            _train(name, subject, base, options.work, options.max_steps)
+    seconds, count = clock_of(base), options.texts
+    measures: dict[str, Callable[[], dict[str, Any]]] = {
+        "swap": lambda: swap(base, adapters, seconds),
+        "eight domains": lambda: eight_domains(base, adapters, subjects, min(64, count), seconds),
+        "speed": lambda: speed(base, adapters, subjects, count, options.plain_texts or count, seconds),
+        **{name: partial(trust, base, adapters, name, subject, options.gaps) for name, subject in subjects.items()},
     }
-    print(json.dumps(found, indent=1), flush=True)
+    found: dict[str, Any] = {}
+    for name, measure in measures.items():
+        found[name] = measure()
+        print(name, json.dumps(found[name], ensure_ascii=False), flush=True)
     found["setup"] = {
         "base": BASE,
         "base_fingerprint": base.fingerprint,
@@ -146,11 +157,15 @@ def swap(base: Base, adapters: Path, seconds: Callable[[Callable[[], object]], f
 
 
 def eight_domains(
-    base: Base, adapters: Path, subjects: dict[str, Subject], seconds: Callable[[Callable[[], object]], float]
+    base: Base,
+    adapters: Path,
+    subjects: dict[str, Subject],
+    count: int,
+    seconds: Callable[[Callable[[], object]], float],
 ) -> dict[str, float]:
     """One batch of eight adapters beside the same batch of one; the eight are copies, so that all answers are alike."""
     name = DOMAINS[0]
-    texts, ranges, _ = questions(subjects[name], 64)
+    texts, ranges, _ = questions(subjects[name], count)
     with tempfile.TemporaryDirectory() as scratch:
         names = [f"{name}-{number}" for number in range(8)]
         for copy in names:
