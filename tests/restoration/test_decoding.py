@@ -195,6 +195,15 @@ def test_strict_terms_are_the_only_answers(base, trie):
                 assert text in {"furosemide", "Furosemide", "loop diuretic", "Loop diuretic", "撤销权"}
 
 
+def test_more_candidates_than_terms_give_the_terms_alone(base):
+    few = TermTrie.of_terms(Glossary(["撤销权"]), base.vocabulary)
+    encoded = encode_batch(base.model, [window_of("依据___请求", base.vocabulary)], pad_id=0)
+    for rule in (GapRule(terms=few), GapRule(characters=1, max_tokens=1)):
+        found = decode_batch(base.model, base.vocabulary, encoded, [[rule]], num_candidates=20)[0][0]
+        answers = [base.vocabulary.decode(answer.ids).strip() for answer in found]
+        assert set(answers) == {"撤销权"} if rule.terms else {len(answer) for answer in answers} == {1}
+
+
 def test_only_gaps_with_terms_are_restricted(base, trie):
     encoded = encode_batch(base.model, [window_of("a ___ and ___ or", base.vocabulary)], pad_id=0)
     free = decode_batch(base.model, base.vocabulary, encoded, [[GapRule(max_tokens=3)] * 2])[0]

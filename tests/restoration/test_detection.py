@@ -37,6 +37,11 @@ def test_words_lie_apart_outside_what_is_given_and_are_masked_once(vocabulary, t
     assert sorted(masked) == list(range(len(words)))
 
 
+def test_a_word_that_holds_an_empty_gap_and_half_characters_are_no_words(vocabulary):
+    assert [word.gap for word in find_words("the heart\udce9", [Gap(6, 6)], vocabulary)] == [Gap(0, 3)]
+    assert [word.gap for word in find_words("the heart", [Gap(4, 4)], vocabulary)] == [Gap(0, 3), Gap(4, 9)]
+
+
 def test_a_words_score_is_its_least_probable_token_given_all_else(base):
     text = "the patient takes furosemide ___ for the heart"
     given_gaps = find_gaps(text)

@@ -87,6 +87,17 @@ class GapLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         scores[:, self._vocabulary.eos_id] = closed
         return scores
 
+    def permits(self, answer: Sequence[int], gap: int, rules: Sequence[GapRule]) -> bool:
+        """Whether a whole answer keeps the rule of its gap; beams go on with what is not allowed when nothing is."""
+        ids = [self._sentinels[gap]]
+        for token in [*answer, None]:
+            allowed = np.zeros(len(self._text), dtype=bool)
+            closing, _ = self._allow(allowed, ids, rules)
+            if not allowed[closing if token is None else token]:
+                return False
+            ids.append(closing if token is None else token)
+        return True
+
     def _allow(
         self, allowed: np.ndarray, ids: list[int], rules: Sequence[GapRule]
     ) -> tuple[int, tuple[np.ndarray, float] | None]:

@@ -233,7 +233,9 @@ def _others(
         )  # fmt: skip
         for row, ids in enumerate(sequences[:, width:].tolist()):
             end = ids.index(vocabulary.eos_id) if vocabulary.eos_id in ids else len(ids)
-            found[(*part[row // count], tuple(ids[:end]))] = None
+            text, gap = part[row // count]
+            if processor.permits(ids[:end], gap, rules[text]):
+                found[text, gap, tuple(ids[:end])] = None
     return list(found)
 
 

@@ -13,7 +13,7 @@ from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.restoration.encoding import Encoded
 from t5refine_peft.restoration.gaps import Gap
 from t5refine_peft.restoration.scoring import Assign, answer_log_probabilities
-from t5refine_peft.restoration.windows import Window, make_windows
+from t5refine_peft.restoration.windows import Window, make_windows, readable
 
 _STRIDE = 6
 """Every sixth word is masked at once, about the share that T5 was trained with (15%, Raffel et al. 2020)."""
@@ -42,6 +42,7 @@ class Probe:
 
 def find_words(text: str, given: Sequence[Gap], vocabulary: Vocabulary) -> list[Word]:
     """The words of a text, outside the gaps that were given."""
+    text = readable(text)
     encoding = vocabulary.encode(text)
     if not len(encoding.ids):
         return []
@@ -50,13 +51,15 @@ def find_words(text: str, given: Sequence[Gap], vocabulary: Vocabulary) -> list[
     taken = [False] * (len(text) + 1)
     for gap in given:
         taken[gap.start : gap.end] = [True] * (gap.end - gap.start)
+    cuts = {gap.start for gap in given if gap.start == gap.end}
     for first, last in zip(firsts.tolist(), [*firsts[1:].tolist(), len(encoding.ids)], strict=True):
         start, end = int(encoding.starts[first]), int(encoding.ends[last - 1])
         while start < end and text[start].isspace():
             start += 1
         while end > start and text[end - 1].isspace():
             end -= 1
-        if any(char.isalnum() for char in text[start:end]) and not any(taken[start:end]):
+        whole = not any(taken[start:end]) and cuts.isdisjoint(range(start + 1, end))
+        if whole and any(char.isalnum() for char in text[start:end]):
             words.append(Word(Gap(start, end), tuple(encoding.ids[first:last].tolist())))
     return words
 
@@ -68,10 +71,7 @@ def make_probes(text: str, given: Sequence[Gap], words: Sequence[Word], vocabula
         masked = {words[number].gap: number for number in range(offset, len(words), _STRIDE)}
         gaps = sorted([*given, *masked], key=lambda gap: (gap.start, gap.end))
         for window in make_windows(text, gaps, vocabulary):
-            own = tuple(
-                masked.get(gaps[number]) if number in window.gaps and gaps[number] not in given else None
-                for number in window.covered
-            )
+            own = tuple(masked.get(gaps[number]) if number in window.gaps else None for number in window.covered)
             if any(number is not None for number in own):
                 probes.append(Probe(window, own))
     return probes

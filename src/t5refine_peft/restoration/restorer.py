@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, overload
@@ -90,7 +90,7 @@ class Restorer:
         self._reader = Reader(self._base, self._pool, self._cache)
         self._rules = RuleBook(self._base.vocabulary)
         self._default: str | None = None
-        self._disabled: ContextVar[bool] = ContextVar("disabled", default=False)
+        self._thread = threading.local()
 
     @property
     def adapters(self) -> tuple[str, ...]:
@@ -125,11 +125,16 @@ class Restorer:
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
         """Within this context, and for this thread alone, calls that name no adapter use the base alone."""
-        token = self._disabled.set(True)
+        was = self._is_disabled
+        self._thread.disabled = True
         try:
             yield
         finally:
-            self._disabled.reset(token)
+            self._thread.disabled = was
+
+    @property
+    def _is_disabled(self) -> bool:
+        return getattr(self._thread, "disabled", False)
 
     @contextmanager
     def using(self, adapter: str | None) -> Iterator[PreTrainedModel]:
@@ -238,7 +243,7 @@ class Restorer:
             yield from self.restore(part, **options)
 
     def _adapters(self, adapter: str | Sequence[str | None] | None, count: int) -> list[str | None]:
-        default = None if self._disabled.get() else self._default
+        default = None if self._is_disabled else self._default
         if adapter is None or isinstance(adapter, str):
             return [adapter or default] * count
         if len(adapter) != count:

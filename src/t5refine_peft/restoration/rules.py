@@ -47,7 +47,7 @@ class RuleBook:
         for text, gaps, glossaries in zip(texts, places, _spread(glossary, places), strict=True):
             rules = []
             for gap, own in zip(gaps, glossaries, strict=True):
-                characters = counted_characters(text, gap) if count_marks else None
+                characters = counted_characters(text, gap) if count_marks and not gap.found else None
                 key = (id(own), characters)
                 if key not in made:
                     made[key] = GapRule(

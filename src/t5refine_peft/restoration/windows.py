@@ -34,6 +34,11 @@ class Window:
     covered: range
 
 
+def readable(text: str) -> str:
+    """`text` with a replacement character for each half character, so that it can be encoded; offsets stay."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def make_windows(
     text: str, gaps: Sequence[Gap], vocabulary: Vocabulary, *, max_tokens: int = MAX_SOURCE_TOKENS
 ) -> list[Window]:
@@ -64,7 +69,7 @@ def make_windows(
 
 def _segments(text: str, gaps: Sequence[Gap], vocabulary: Vocabulary) -> list[np.ndarray]:
     """Ids of the text before, between and behind the gaps, as they stand in one encoding of the whole."""
-    text = _SURROGATE.sub("\ufffd", text)  # a character for a character, so that the gaps stay where they are
+    text = readable(text)
     borders = [0, *(border for gap in gaps for border in (gap.start, gap.end)), len(text)]
     segments = []
     for number, (start, end) in enumerate(zip(borders[::2], borders[1::2], strict=True)):
