@@ -108,6 +108,7 @@ class AdapterPool:
                 self._switch.remove()
             del self._loaded[name]
             if self._loaded:
+                self._model.set_adapter(next(iter(self._loaded)))  # PEFT warns of deleting the active one
                 self._model.delete_adapter(name)
                 self._take_over()
             else:
