@@ -34,11 +34,13 @@ class _Stack:
 
     Attributes:
         down: (adapters, in, rank).
-        up: (adapters, rank, out), with LoRA's scale.
+        up: (adapters, rank, out).
+        scale: (adapters, 1, 1), LoRA's.
     """
 
     down: torch.Tensor
     up: torch.Tensor
+    scale: torch.Tensor
 
 
 class AdapterSwitch:
@@ -101,7 +103,7 @@ class AdapterSwitch:
         stack = self._stacks[layer]
         hidden = inputs[0].to(stack.down.dtype)
         rows = self._rows.repeat_interleave(len(hidden) // len(self._rows))
-        update = torch.bmm(torch.bmm(hidden, stack.down[rows]), stack.up[rows])
+        update = torch.bmm(torch.bmm(hidden, stack.down[rows]), stack.up[rows]) * stack.scale[rows]
         return output + update.to(output.dtype)
 
 
@@ -118,8 +120,10 @@ def _stack(layer: Any, adapters: Sequence[_LowRank | None], dtype: torch.dtype) 
     device = there[0].down.device if there else layer.weight.device
     down = torch.zeros((len(adapters) + 1, layer.in_features, rank), dtype=dtype, device=device)
     up = torch.zeros((len(adapters) + 1, rank, layer.out_features), dtype=dtype, device=device)
+    scale = torch.zeros((len(adapters) + 1, 1, 1), dtype=dtype, device=device)
     for number, own in enumerate(adapters, start=1):
         if own is not None:
+            scale[number] = own.scale
             down[number, :, : own.down.shape[0]] = own.down.T
-            up[number, : own.up.shape[1]] = own.up.T * own.scale
-    return _Stack(down, up)
+            up[number, : own.up.shape[1]] = own.up.T
+    return _Stack(down, up, scale)
