@@ -18,7 +18,7 @@ from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.demo.texts import DOMAINS, held_out_documents, load_domain, training_documents, validation_documents
 from t5refine_peft.evaluation.evaluate import TermTest
 from t5refine_peft.evaluation.questions import QuestionSet
-from t5refine_peft.restoration.gaps import normalized
+from t5refine_peft.restoration.spacing import normalized
 
 SPLIT_SEED = 0
 """One split of documents and one set of questions for all arms and seeds."""

@@ -69,7 +69,7 @@ def test_a_model_that_knows_the_answer_scores_one(base, parts, monkeypatch):
         by_input = {tuple(example.input_ids): example for example in test.examples}
         answers = []
         for ids in inputs:
-            gaps = module._gap_tokens(by_input[tuple(ids)], base)
+            gaps = module.gap_tokens(by_input[tuple(ids)], base)
             answers.append([[Answer(tuple(gap), 1.0)] for gap in gaps])
         for _ in range(wrong["count"]):
             answers[0][0] = [Answer((50, 51), 1.0)]

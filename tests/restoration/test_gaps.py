@@ -6,7 +6,9 @@ from hypothesis import given
 from strategies import texts
 
 from t5refine_peft import RefineError
-from t5refine_peft.restoration.gaps import Gap, check_ranges, find_gaps, fit, make_windows
+from t5refine_peft.restoration.gaps import Gap, check_ranges, counted_characters, find_gaps
+from t5refine_peft.restoration.spacing import fit
+from t5refine_peft.restoration.windows import make_windows
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,16 @@ def test_a_mark_of_ones_own_is_the_only_one():
 
 def test_two_underscores_are_text():
     assert find_gaps("snake__case_") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "lengths"),
+    [("a □□ b＿＿＿", [2, 3]), ("___ [MASK] <extra_id_0> {gap}", [None] * 4)],
+)
+def test_marks_that_are_counted(text, lengths):
+    assert [counted_characters(text, gap) for gap in find_gaps(text)] == lengths
+    assert counted_characters("abc", Gap(1, 3)) == 2
+    assert counted_characters("abc", Gap(1, 1)) is None
 
 
 @pytest.mark.parametrize("ranges", [[(3, 2)], [(0, 9)], [(2, 4), (3, 5)], [(-1, 1)]])
@@ -55,7 +67,7 @@ def test_windows_answer_every_gap_once_within_the_budget(vocabulary, text):
     assert [number for window in windows for number in window.gaps] == list(range(len(gaps)))
     for window in windows:
         sentinels = [token for token in window.input_ids.tolist() if token in vocabulary.sentinel_ids]
-        assert sentinels == list(vocabulary.sentinel_ids[: len(window.gaps)])
+        assert sentinels == list(vocabulary.sentinel_ids[: len(window.covered)])
         assert len(window.input_ids) <= 64
         assert window.input_ids[-1] == vocabulary.eos_id
 
@@ -65,7 +77,7 @@ def test_more_gaps_than_sentinels_and_a_long_text(vocabulary):
     gaps = find_gaps(text)
     windows = make_windows(text, gaps, vocabulary, max_tokens=512)
     assert sum(len(window.gaps) for window in windows) == 250
-    assert max(len(window.gaps) for window in windows) <= 100
+    assert max(len(window.covered) for window in windows) <= 100
     assert np.max([len(window.input_ids) for window in windows]) <= 512
 
 
@@ -77,6 +89,7 @@ def test_more_gaps_than_sentinels_and_a_long_text(vocabulary):
         (" furosemide", "takes", "for", " furosemide "),
         (" furosemide", "(", ")", "furosemide"),
         ("mide", "furose", ".", "mide"),
+        ("sem", "furo", "ide", "sem"),
         ("撤销权", "依据", "请求", "撤销权"),
         (" 撤销权", "依据", "请求", "撤销权"),
         (" ACE", "使用", "抑制剂", "ACE"),

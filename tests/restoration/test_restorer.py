@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import texts
 
-from t5refine_peft import AdapterConfig, RefineError, Restorer, load_base
-from t5refine_peft.modeling.lora import add_adapter, save_adapter
+from t5refine_peft import Glossary, RefineError, Restorer, load_base
 
 
 @pytest.fixture(scope="module")
@@ -18,37 +15,49 @@ def restorer(tiny_base: Path) -> Restorer:
     return Restorer(load_base(tiny_base, device="cpu", precision="float32"), adapters_dir="none")
 
 
-@pytest.fixture(scope="module")
-def adapters(tiny_base: Path, tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("adapters")
-    for seed, name in enumerate(["heart", "law"]):
-        base = load_base(tiny_base, device="cpu", precision="float32")
-        torch.manual_seed(seed)
-        model = add_adapter(base, AdapterConfig(rank=2 + 2 * seed))
-        for weight in model.parameters():
-            if weight.requires_grad:
-                torch.nn.init.normal_(weight, std=0.3)
-        (directory / name).mkdir()
-        save_adapter(model, directory / name)
-        card = {"base": str(tiny_base), "base_fingerprint": base.fingerprint}
-        (directory / name / "card.json").write_text(json.dumps(card))
-    return directory
-
-
 def outside(text: str, gaps) -> list[str]:
     borders = [0, *(border for gap in gaps for border in gap), len(text)]
     return [text[start:end] for start, end in zip(borders[::2], borders[1::2], strict=True)]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(text=texts, cuts=st.lists(st.integers(0, 60), max_size=8))
-def test_all_but_the_gaps_is_untouched_and_every_gap_is_answered(restorer, text, cuts):
-    places = sorted(min(cut, len(text)) for cut in cuts)
-    ranges = list(zip(places[::2], places[1::2], strict=False))
+_HIDDEN = st.sampled_from(["", "x", "e\u0301", "😀", "<extra_id_5>", "心"])
+gapped_texts = st.lists(texts, min_size=1, max_size=5).flatmap(
+    lambda parts: st.tuples(st.just(parts), st.lists(_HIDDEN, min_size=len(parts) - 1, max_size=len(parts) - 1))
+)
+"""Parts of a text and what stands in the gaps between them; with empty parts, gaps touch or stand at an end."""
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=gapped_texts)
+def test_all_but_the_gaps_is_untouched_and_every_gap_is_answered(restorer, case):
+    parts, damaged = case
+    text, ranges = parts[0], []
+    for hidden, part in zip(damaged, parts[1:], strict=True):
+        ranges.append((len(text), len(text) + len(hidden)))
+        text += hidden + part
     restored = restorer.restore([text], gaps=[ranges], max_gap_tokens=3)[0]
-    assert len(restored.gaps) == len(ranges)
-    assert outside(restored.text, [(gap.start, gap.end) for gap in restored.gaps]) == outside(text, ranges)
-    assert all(restored.text[gap.start : gap.end] == gap.text and 0 <= gap.score <= 1 for gap in restored.gaps)
+    assert outside(restored.text, [(gap.start, gap.end) for gap in restored.gaps]) == parts
+    assert len(restored.gaps) == len(damaged)
+    for gap in restored.gaps:
+        assert restored.text[gap.start : gap.end] == gap.text
+        assert gap.text.strip()
+        assert 0 <= gap.score <= 1
+
+
+def test_bytes_that_are_no_text_come_back_as_they_were(restorer):
+    raw = "caf\xe9 ".encode("latin-1") + "___ 心".encode() + b"\xff"
+    restored = restorer.restore(raw.decode("utf-8", "surrogateescape"), max_gap_tokens=2)
+    back = restored.text.encode("utf-8", "surrogateescape")
+    assert back.startswith(b"caf\xe9 ")
+    assert back.endswith(" 心".encode() + b"\xff")
+    assert len(restored.gaps) == 1
+
+
+def test_sentinels_that_repeat_or_are_out_of_order_are_gaps_as_they_stand(restorer):
+    restored = restorer.restore("<extra_id_7>a<extra_id_0>b<extra_id_7>c<extra_id_123>", max_gap_tokens=2)
+    assert [part.strip() for part in outside(restored.text, [(g.start, g.end) for g in restored.gaps])] == [
+        "", "a", "b", "c", "",
+    ]  # fmt: skip
 
 
 def test_a_hundred_and_fifty_gaps(restorer):
@@ -76,49 +85,62 @@ def test_candidates_differ_and_begin_with_the_answer(restorer):
     assert 1 < len(gap.candidates) <= 4
 
 
-def logits_of(restorer: Restorer, adapter: str | None) -> torch.Tensor:
-    ids = torch.arange(5, 25)[None]
-    with restorer.using(adapter) as model, torch.inference_mode():
-        return model(input_ids=ids, decoder_input_ids=ids).logits
+def test_marks_that_are_counted_are_filled_with_as_many_characters(restorer):
+    restored = restorer.restore("合同□□生效，＿＿＿。the ___ of", count_marks=True, max_gap_tokens=3)
+    assert [len(gap.text.strip()) for gap in restored.gaps[:2]] == [2, 3]
 
 
-def test_adapters_swap_exactly_and_the_base_comes_back(tiny_base: Path, adapters: Path):
-    base = load_base(tiny_base, device="cpu", precision="float32")
-    untouched = base.model(input_ids=torch.arange(5, 25)[None], decoder_input_ids=torch.arange(5, 25)[None]).logits
-    restorer = Restorer(base, adapters_dir=adapters)
-    first, law, again = (logits_of(restorer, name) for name in ("heart", "law", "heart"))
-    assert torch.equal(first, again)
-    assert not torch.allclose(first, law, atol=1e-2)
-    assert torch.equal(logits_of(restorer, None), untouched)
-    restorer.delete_adapter("law")
-    assert restorer.adapters == ("heart",)
-    restorer.delete_adapter("heart")
-    assert torch.equal(logits_of(restorer, None), untouched)
+def test_weak_gaps_stay_open_as_they_stood(restorer):
+    text = "the □□ and <extra_id_3>"
+    restored = restorer.restore(text, min_score=1.0, max_gap_tokens=3)
+    assert restored.text == text
+    assert [(gap.text, gap.open) for gap in restored.gaps] == [("□□", True), ("<extra_id_3>", True)]
+    assert restorer.restore(["ab"], gaps=[[(1, 1)]], min_score=1.0, max_gap_tokens=3)[0].text == "a___b"
+    assert not any(gap.open for gap in restorer.restore(text, max_gap_tokens=3).gaps)
 
 
-def test_the_default_adapter_and_its_absence(tiny_base: Path, adapters: Path):
-    restorer = Restorer(load_base(tiny_base, device="cpu", precision="float32"), adapters_dir=adapters)
-    text = "the patient ___ and ___"
-    alone, named = restorer.restore(text), restorer.restore(text, adapter="heart")
-    restorer.set_adapter("heart")
-    assert restorer.restore(text) == named
-    with restorer.disable_adapter():
-        assert restorer.restore(text) == alone
+def test_glossaries_for_all_for_a_text_and_for_a_gap(restorer):
+    heart, law = Glossary(["furosemide"]), Glossary(["撤销权"])
+    texts_ = ["a ___ b", "依据___请求"]
+    answers = [r.gaps[0].text for r in restorer.restore(texts_, glossary=heart)]
+    assert [a.strip() for a in answers] == ["furosemide"] * 2
+    answers = [r.gaps[0].text.casefold() for r in restorer.restore(texts_, glossary=[heart, law])]
+    assert answers == ["furosemide", "撤销权"]
+    one = restorer.restore(["a ___ b ___ c"], glossary=[[None, law]], max_gap_tokens=2)[0]
+    assert one.gaps[1].text.strip() == "撤销权"
+    with pytest.raises(RefineError, match="the glossary holds no term of 2 characters"):
+        restorer.restore("合同□□", glossary=law, count_marks=True)
+    with pytest.raises(RefineError, match="text 1 has 2 gaps: expected a glossary for each, found 1"):
+        restorer.restore(["___ a ___"], glossary=[[law]])
 
 
-def test_unknown_adapters_and_those_of_another_base_are_refused(tiny_base: Path, adapters: Path):
-    restorer = Restorer(load_base(tiny_base, device="cpu", precision="float32"), adapters_dir=adapters)
-    with pytest.raises(RefineError, match=r"no adapter 'hart' in .*: found heart, law; did you mean heart"):
-        restorer.load_adapter("hart")
-    with pytest.raises(RefineError, match="can't name an adapter"):
-        restorer.load_adapter("../heart")
-    card = adapters / "law" / "card.json"
-    good = card.read_text()
-    card.write_text(json.dumps({"base": "other", "base_fingerprint": "0"}))
-    try:
-        with pytest.raises(RefineError, match="was trained on the base 'other'"):
-            restorer.load_adapter("law")
-    finally:
-        card.write_text(good)
-    with pytest.raises(RefineError, match="is not loaded"):
-        restorer.delete_adapter("law")
+def test_a_stream_of_any_length_is_read_bit_by_bit(restorer, monkeypatch):
+    monkeypatch.setattr("t5refine_peft.restoration.restorer._TEXTS_AT_ONCE", 3)
+    taken = []
+
+    def lines():
+        for number in range(10**9):
+            taken.append(number)
+            yield f"the patient {number}"
+
+    stream = restorer.restore_stream(lines())
+    assert [next(stream).text for _ in range(4)] == [f"the patient {number}" for number in range(4)]
+    assert len(taken) <= 6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_candidates": 0}, "num_candidates must be at least 1, found 0"),
+        ({"min_score": 1.5}, "min_score must lie between 0 and 1, found 1.5"),
+        ({"batch_tokens": 0}, "batch_tokens must be at least 1, found 0"),
+        ({"max_gap_tokens": 0}, "max_gap_tokens must be at least 1, found 0"),
+        ({"adapter": ["a", "b"]}, "expected 1, found 2"),
+        ({"gap": ""}, "the gap mark is empty"),
+        ({"gaps": []}, "expected 1, found 0"),
+        ({"detect": True}, "the base alone has no threshold for damage"),
+    ],
+)
+def test_options_that_can_not_be_are_refused(restorer, options, message):
+    with pytest.raises(RefineError, match=message):
+        restorer.restore(["a ___"], **options)

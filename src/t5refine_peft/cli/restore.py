@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import math
 import sys
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t5refine_peft.cli import options
 from t5refine_peft.errors import RefineError
+from t5refine_peft.storage import atomic_file
 
 if TYPE_CHECKING:
-    from t5refine_peft.restoration.restorer import Restoration
+    from t5refine_peft.restoration.lines import LineResult
+    from t5refine_peft.restoration.restorer import Restorer
 
-_LINES_AT_ONCE = 64
-_FIELDS = ("inputs", "text")
+_PROGRESS_FROM_BYTES = 100_000
+"""Smaller files are done before a bar is of use."""
 
 
 def restore(
     text: Annotated[str | None, typer.Argument(help="A text with gaps, or - for standard input.")] = None,
-    file: Annotated[Path | None, typer.Option(help="A .txt or .jsonl file, a text a line.")] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="A .txt or .jsonl file, a text a line, or a .docx document.")
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option(help="The domain's adapter; without it the base answers alone.")
     ] = None,
@@ -32,103 +36,152 @@ def restore(
     gap: Annotated[
         str | None, typer.Option(help="The only mark that stands for a gap, instead of the usual ones.")
     ] = None,
+    terms: Annotated[Path | None, typer.Option(help="A term list: answer with its terms alone.")] = None,
+    terms_bias: Annotated[
+        float | None, typer.Option(help="Favour the terms by so many nats instead of allowing them alone.")
+    ] = None,
+    detect: Annotated[
+        bool, typer.Option("--detect", help="Find damaged words that no mark tells of, and restore them too.")
+    ] = False,
+    detect_threshold: Annotated[
+        float | None, typer.Option(help="How improbable a damaged word is, in nats; by default the adapter's own.")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="Answers to each gap, shown with --json and --html.")] = 1,
+    beams: Annotated[int | None, typer.Option(help="Search answers with so many beams.")] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw answers by probability.")] = False,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    count_marks: Annotated[
+        bool, typer.Option("--count-marks", help="Fill □ and ＿ with exactly as many characters as there are.")
+    ] = False,
+    max_gap_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 24,
+    min_score: Annotated[float, typer.Option(help="Leave gaps open whose answer is less probable.")] = 0.0,
+    batch_tokens: Annotated[int, typer.Option(help="Tokens in a batch.")] = 4096,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first line that fails.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
     quantization: options.Quantization = None,
     device: options.Device = None,
     as_json: options.Json = False,
+    as_html: Annotated[
+        bool, typer.Option("--html", help="Write a page on which restored pieces are marked by score.")
+    ] = False,
 ) -> None:
     """Fill the gaps in a text. Gaps are <extra_id_0>, [MASK], ___, ＿＿, □ or {gap}; all else is left as it is.
+
+    A line of a .jsonl file may name its own adapter in the field "adapter".
 
     Example: t5refine restore "The patient takes ___ for oedema." --adapter cardiology --base google/mt5-base
     """
     if (text is None) == (file is None):
         raise typer.BadParameter("give either a text (or -) or --file")
+    if as_json and as_html:
+        raise typer.BadParameter("give either --json or --html")
+    if sample and beams is not None:
+        raise typer.BadParameter("give either --beams or --sample")
+    is_document = file is not None and file.suffix.lower() == ".docx"
+    if is_document and (output is None or as_json or as_html):
+        raise typer.BadParameter("a .docx document is written as one: give --output, and neither --json nor --html")
+    if file is not None and not file.is_file():
+        raise RefineError(f"{file} can't be read: expected a .txt, .jsonl or .docx file")
     from t5refine_peft.config import Quantization
+    from t5refine_peft.corpus.glossary import Glossary
+    from t5refine_peft.restoration.decoding import Decoding
     from t5refine_peft.restoration.restorer import Restorer
 
+    chosen: dict[str, Any] = {
+        "adapter": adapter,
+        "gap": gap,
+        "glossary": Glossary.load(terms) if terms is not None else None,
+        "glossary_bias": math.inf if terms_bias is None else terms_bias,
+        "detect": detect,
+        "detect_threshold": detect_threshold,
+        "num_candidates": candidates,
+        "decoding": Decoding.sampling(seed=seed) if sample else Decoding.beam(beams) if beams is not None else None,
+        "max_gap_tokens": max_gap_tokens,
+        "count_marks": count_marks,
+        "min_score": min_score,
+        "batch_tokens": batch_tokens,
+    }
     scheme = Quantization.named(quantization) if quantization is not None else None
-    jsonl = file is not None and file.suffix.lower() == ".jsonl"
-    lines = iter([text]) if text is not None and text != "-" else _lines(file)
     restorer = Restorer(base, adapters_dir=adapters_dir, quantization=scheme, device=device)
     if adapter is not None:
         restorer.load_adapter(adapter)
-    written: list[str] = []
-    number = 0
-    while batch := list(islice(lines, _LINES_AT_ONCE)):
-        rows = [_read_row(line, file, number + at) for at, line in enumerate(batch, start=1)] if jsonl else batch
-        number += len(batch)
-        texts = [_text_of(row) if isinstance(row, dict) else row.rstrip("\r\n") for row in rows]
-        for row, source, restored in zip(rows, texts, restorer.restore(texts, adapter=adapter, gap=gap), strict=True):
-            if jsonl or as_json:
-                extra = row if isinstance(row, dict) else {}
-                line = json.dumps({**extra, **_as_object(restored)}, ensure_ascii=False) + "\n"
-            else:
-                ending = row[len(source) :] if isinstance(row, str) else ""
-                line = restored.text + (ending or ("\n" if text is not None and text != "-" else ""))
-            if output is None:
-                _write(line)
-            else:
-                written.append(line)
-    if output is not None:
-        _write_file(output, "".join(written))
+    if is_document and file is not None and output is not None:
+        from t5refine_peft.restoration.word_documents import restore_document
+
+        restored = restore_document(restorer, file, output, **chosen)
+        print(f"{output}: {sum(len(one.gaps) for one in restored)} gaps restored", file=sys.stderr)
+        return
+    as_json = as_json or (file is not None and file.suffix.lower() == ".jsonl" and not as_html)
+    results = _Told(_results(restorer, text, file, strict, chosen))
+    with _written_to(output) as stream:
+        for piece in _page(results) if as_html else _plain(results, as_json):
+            stream.write(piece)
+            stream.flush()
+    if results.failed:
+        print(f"{results.failed} of {results.lines} lines could not be restored", file=sys.stderr)
+        raise typer.Exit(1)
 
 
-def _lines(file: Path | None) -> Iterator[str]:
-    """The lines with their ends as they are."""
-    try:
-        if file is None:
-            for raw in sys.stdin.buffer:
-                yield raw.decode("utf-8")
+@contextmanager
+def _written_to(output: Path | None) -> Iterator[IO[bytes]]:
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    with atomic_file(output) as temporary, temporary.open("wb") as stream:
+        yield stream
+
+
+class _Told:
+    """Results whose failures are told on standard error as they come."""
+
+    def __init__(self, results: Iterable[LineResult]) -> None:
+        self._results = results
+        self.lines = self.failed = 0
+
+    def __iter__(self) -> Iterator[LineResult]:
+        for result in self._results:
+            self.lines += 1
+            if result.error is not None:
+                self.failed += 1
+                print(f"t5refine: {result.error}", file=sys.stderr, flush=True)
+            yield result
+
+
+def _results(
+    restorer: Restorer, text: str | None, file: Path | None, strict: bool, chosen: dict[str, Any]
+) -> Iterator[LineResult]:
+    from t5refine_peft.restoration.lines import Line, json_lines, restore_lines, text_lines
+
+    if file is None:
+        if text == "-":
+            lines: Iterable[Line] = text_lines(sys.stdin.buffer, source="standard input")
         else:
-            with file.open(encoding="utf-8", newline="") as stream:
-                yield from stream
-    except UnicodeDecodeError as error:
-        raise RefineError(f"{file or 'standard input'} is not UTF-8 ({error.reason}); convert it first") from None
-    except OSError as error:
-        raise RefineError(f"{file} can't be read: {error.strerror}") from None
+            raw = (text or "").encode("utf-8", "surrogateescape") + b"\n"
+            lines = [Line(number=1, raw=raw, text=text or "")]
+        yield from restore_lines(restorer, lines, strict=strict or text != "-", **chosen)
+        return
+    read = json_lines if file.suffix.lower() == ".jsonl" else text_lines
+    size = file.stat().st_size
+    shown = sys.stderr.isatty() and size > _PROGRESS_FROM_BYTES
+    bar = typer.progressbar(length=size, label=file.name, file=sys.stderr) if shown else nullcontext()
+    with file.open("rb") as stream, bar as progress:
+        for result in restore_lines(restorer, read(stream, source=str(file)), strict=strict, **chosen):
+            if progress is not None:
+                progress.update(len(result.line.raw))
+            yield result
 
 
-def _read_row(line: str, file: Path | None, number: int) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise RefineError(f"{file}, line {number}: expected a JSON object, found {error.msg}") from None
-    if not isinstance(row, dict) or not any(isinstance(row.get(field), str) for field in _FIELDS):
-        raise RefineError(f"{file}, line {number}: expected an object with text in 'inputs' or 'text'")
-    return row
+def _plain(results: Iterable[LineResult], as_json: bool) -> Iterator[bytes]:
+    for result in results:
+        yield result.as_json() if as_json else result.as_text()
 
 
-def _text_of(row: dict[str, Any]) -> str:
-    return str(next(row[field] for field in _FIELDS if isinstance(row.get(field), str)))
+def _page(results: Iterable[LineResult]) -> Iterator[bytes]:
+    from t5refine_peft.restoration.page import render_page
 
-
-def _as_object(restored: Restoration) -> dict[str, Any]:
-    gaps = [
-        {
-            "start": gap.start,
-            "end": gap.end,
-            "text": gap.text,
-            "score": round(gap.score, 6),
-            "candidates": [{"text": c.text, "score": round(c.score, 6)} for c in gap.candidates],
-        }
-        for gap in restored.gaps
-    ]
-    return {"text": restored.text, "gaps": gaps}
-
-
-def _write(line: str) -> None:
-    """Bytes as they are: no translation of line ends."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(line.encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()
-
-
-def _write_file(path: Path, content: str) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_bytes(content.encode("utf-8"))
-        temporary.replace(path)
-    except OSError as error:
-        raise RefineError(f"{path} can't be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    texts = (
+        result.restoration if result.restoration is not None else result.line.raw.decode("utf-8", "replace")
+        for result in results
+    )
+    for piece in render_page(texts):
+        yield piece.encode("utf-8", "replace")

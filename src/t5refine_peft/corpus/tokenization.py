@@ -293,6 +293,37 @@ class Vocabulary:
         behind = [sentinels.get(token, f"<unused_{token}>") for token in range(len(spelled), len(self))]
         return spelled + behind
 
+    @cached_property
+    def visible_characters(self) -> np.ndarray:
+        """How many characters each id adds to a text, word marks aside; a character in bytes counts with its first.
+
+        Returns:
+            (ids,) int64; 0 for special ids and for bytes inside a character.
+        """
+        lengths = np.zeros(len(self), dtype=np.int64)
+        for token in range(len(self._processor)):
+            if token not in self._special:
+                lengths[token] = len(self._piece(token).replace(WORD_MARK, ""))
+        values = self.byte_values
+        lengths[values >= 0] = 1
+        lengths[(values >= 0x80) & (values < 0xC0)] = 0
+        return lengths
+
+    @cached_property
+    def byte_values(self) -> np.ndarray:
+        """The byte that each id stands for, (ids,) int64; -1 for all other pieces."""
+        values = np.full(len(self), -1, dtype=np.int64)
+        for token in np.flatnonzero(self._byte).tolist():
+            values[token] = _byte_value(self._piece(token))
+        return values
+
+    @cached_property
+    def word_marked(self) -> np.ndarray:
+        """The ids that begin with the word mark, or are it, (ids,) bool."""
+        marked = np.zeros(len(self), dtype=bool)
+        marked[: len(self._processor)] = self._marked
+        return marked
+
     def _piece(self, token: int) -> str:
         return str(self._processor.id_to_piece(token))
 

@@ -27,7 +27,7 @@ from t5refine_peft.evaluation.systems import System, ask
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.loss import head_inputs, label_scores
 from t5refine_peft.restoration.decoding import decode_gaps
-from t5refine_peft.restoration.restorer import Restoration, Restorer
+from t5refine_peft.restoration.restorer import BATCH_TOKENS, Restoration, Restorer
 
 BASE_SYSTEM = "base"
 """The base's name among the systems of a report."""
@@ -42,7 +42,7 @@ def evaluate(
     adapters_dir: str | Path = "adapters",
     glossary: str | Path | Glossary | None = None,
     num_candidates: int = 5,
-    batch_size: int = 16,
+    batch_tokens: int = BATCH_TOKENS,
     limit: int = 500,
     device: str | None = None,
     seed: int = 0,
@@ -62,7 +62,7 @@ def evaluate(
         adapters_dir: where the adapters lie.
         glossary: tells which gaps of a JSONL file are terms, where the file does not say.
         num_candidates: candidates a gap, for top-5; 1 decodes greedily.
-        batch_size: texts at once.
+        batch_tokens: source tokens in a batch, padding counted.
         limit: at most so many questions of a kind from a prepared dataset.
         device: `cpu`, `cuda`; None takes the GPU where there is one.
         seed: of the masks of a prepared dataset, and of bootstrap and permutations.
@@ -84,7 +84,7 @@ def evaluate(
         try:
             for adapter in (None, *adapters):
                 name = BASE_SYSTEM if adapter is None else adapter_system(adapter)
-                answers[name] = ask(questions, _restoring(restorer, adapter, num_candidates, batch_size), name=name)
+                answers[name] = ask(questions, _restoring(restorer, adapter, num_candidates, batch_tokens), name=name)
         finally:
             for name in restorer.adapters:
                 restorer.delete_adapter(name)
@@ -101,11 +101,11 @@ def adapter_system(adapter: str) -> str:
     return adapter if adapter != BASE_SYSTEM else f"{adapter} (adapter)"
 
 
-def _restoring(restorer: Restorer, adapter: str | None, num_candidates: int, batch_size: int) -> System:
+def _restoring(restorer: Restorer, adapter: str | None, num_candidates: int, batch_tokens: int) -> System:
     def restore(texts: Sequence[str]) -> list[Restoration]:
         ranges = [[match.span() for match in SENTINEL.finditer(text)] for text in texts]  # no other mark is a gap
         return restorer.restore(
-            texts, adapter=adapter, gaps=ranges, num_candidates=num_candidates, batch_size=batch_size
+            texts, adapter=adapter, gaps=ranges, num_candidates=num_candidates, batch_tokens=batch_tokens
         )
 
     return restore
@@ -261,7 +261,7 @@ def answer_terms(
             for number, example, answered in zip(numbers, part, answers, strict=True):
                 decode = base.vocabulary.decode
                 fillings[number] = [(Filling(decode(best.ids).strip(), best.probability),) for best, *_ in answered]
-                for truth, (best,) in zip(_gap_tokens(example, base), fillings[number], strict=True):
+                for truth, (best,) in zip(gap_tokens(example, base), fillings[number], strict=True):
                     gaps += 1
                     right += is_exact(decode(truth), best.text)
     finally:
@@ -287,7 +287,8 @@ def _teacher_forced(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> t
     return -float(scores.log_probabilities.sum()), int(hits), int(batch["term_mask"].sum())
 
 
-def _gap_tokens(example: Example, base: Base) -> list[list[int]]:
+def gap_tokens(example: Example, base: Base) -> list[list[int]]:
+    """What stood in each gap of an example, as token ids."""
     sentinels = set(base.vocabulary.sentinel_ids)
     gaps: list[list[int]] = []
     for token in example.labels[:-1].tolist():

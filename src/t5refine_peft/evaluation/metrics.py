@@ -11,7 +11,7 @@ from rapidfuzz.distance import Levenshtein
 from sacrebleu.metrics.chrf import CHRF
 from scipy import stats
 
-from t5refine_peft.restoration.gaps import normalized
+from t5refine_peft.restoration.spacing import normalized
 
 _BATCH = 256  # resamples in memory at once
 

@@ -20,7 +20,7 @@ from t5refine_peft.corpus.pairs import SENTINEL, join_pair
 from t5refine_peft.corpus.reading import read_text
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
-from t5refine_peft.restoration.gaps import normalized
+from t5refine_peft.restoration.spacing import normalized
 from t5refine_peft.storage import atomic_file
 
 Kind = Literal["term", "random"]

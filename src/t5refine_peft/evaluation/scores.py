@@ -10,7 +10,7 @@ from typing import Any
 from t5refine_peft.evaluation import metrics
 from t5refine_peft.evaluation.metrics import CalibrationBin, Estimate
 from t5refine_peft.evaluation.questions import Blank, Question, QuestionSet
-from t5refine_peft.restoration.gaps import normalized
+from t5refine_peft.restoration.spacing import normalized
 
 FREQUENCY_BORDERS = (1, 10, 100)
 """Bands of occurrences in the training documents: none, 1-9, 10-99, more."""

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, TypedDict, Unpack, overload
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from t5refine_peft.config import Quantization
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.registry import AdapterRegistry
-from t5refine_peft.restoration.decoding import Answer, decode_gaps
-from t5refine_peft.restoration.gaps import Gap, Window, check_ranges, find_gaps, fit, make_windows
+from t5refine_peft.restoration.adapters import AdapterPool
+from t5refine_peft.restoration.assembly import put_together
+from t5refine_peft.restoration.constraints import MAX_GAP_TOKENS
+from t5refine_peft.restoration.decoding import Decoding
+from t5refine_peft.restoration.encoding import EncoderCache
+from t5refine_peft.restoration.gaps import Gap, check_ranges, find_gaps
+from t5refine_peft.restoration.reader import Reader
+from t5refine_peft.restoration.results import Candidate, Restoration, RestoredGap
+from t5refine_peft.restoration.rules import GlossaryChoice, RuleBook
 
-MAX_SOURCE_TOKENS = 512
-"""The longest text that T5 was trained to read at once."""
+__all__ = ["Candidate", "Restoration", "RestoreOptions", "RestoredGap", "Restorer"]
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """An answer to a gap and its probability by the model, from 0 to 1."""
-
-    text: str
-    score: float
-
-
-@dataclass(frozen=True)
-class RestoredGap:
-    """A filled gap: `start` and `end` are characters of the restored text, `text` is what stands there."""
-
-    start: int
-    end: int
-    text: str
-    score: float
-    candidates: tuple[Candidate, ...]
+BATCH_TOKENS = 4096
+"""Source tokens in a batch, padding counted."""
+_TEXTS_AT_ONCE = 512
+"""So many texts of a stream are sorted into batches together."""
 
 
-@dataclass(frozen=True)
-class Restoration:
-    """A text with its gaps filled; everything outside the gaps is the user's, to the character."""
+class RestoreOptions(TypedDict, total=False):
+    """The options of `Restorer.restore`, where they are documented."""
 
-    text: str
-    gaps: tuple[RestoredGap, ...]
+    adapter: str | Sequence[str | None] | None
+    gap: str | None
+    gaps: Sequence[Sequence[tuple[int, int]]] | None
+    glossary: GlossaryChoice
+    glossary_bias: float
+    detect: bool
+    detect_threshold: float | None
+    num_candidates: int
+    decoding: Decoding | None
+    max_gap_tokens: int
+    count_marks: bool
+    min_score: float
+    batch_tokens: int
 
 
 class Restorer:
@@ -67,40 +69,46 @@ class Restorer:
         adapters_dir: str | Path = "adapters",
         quantization: Quantization | None = None,
         device: str | None = None,
+        max_adapter_bytes: int | None = None,
+        encoder_cache_bytes: int = 64 * 1024**2,
     ) -> None:
-        """Take a base that is loaded, or load one as `load_base` does."""
+        """Load the base; adapters are loaded when they are first used.
+
+        Args:
+            base: a directory, hub id, `builtin:mt5-mini`, or a base of `load_base`.
+            adapters_dir: where adapters lie.
+            quantization: as in `load_base`.
+            device: as in `load_base`.
+            max_adapter_bytes: memory for adapters; the least recently used are unloaded for others. None is no limit.
+            encoder_cache_bytes: memory for what the encoder made of texts, for when they are decoded another way.
+        """
         self._base = base if isinstance(base, Base) else load_base(base, quantization=quantization, device=device)
-        self._registry = AdapterRegistry(adapters_dir)
-        self._model: PeftModel | None = None
+        self._cache = EncoderCache(limit_bytes=encoder_cache_bytes)
+        self._pool = AdapterPool(
+            self._base,
+            AdapterRegistry(adapters_dir),
+            limit_bytes=max_adapter_bytes,
+            on_drop=self._cache.drop_adapter,
+        )
+        self._reader = Reader(self._base, self._pool, self._cache)
+        self._rules = RuleBook(self._base.vocabulary)
         self._default: str | None = None
-        self._lock = threading.RLock()
+        self._thread = threading.local()
 
     @property
     def adapters(self) -> tuple[str, ...]:
-        """The adapters in memory."""
-        return tuple(self._model.peft_config) if self._model is not None else ()
+        """The adapters in memory, the least recently used first."""
+        return self._pool.names
 
     def load_adapter(self, name: str) -> None:
         """Take an adapter into memory, if it is not there yet; the base is not loaded again.
 
-        Raises:
-            RefineError: there is no such adapter, or it was made for another base.
-        """
-        self._loaded(name)
+        Base, tokenizer, rank and shapes are compared before a weight is touched.
 
-    def _loaded(self, name: str) -> PeftModel:
-        """The model with the adapter `name` in memory."""
-        with self._lock:
-            if self._model is not None and name in self.adapters:
-                return self._model
-            path = str(self._registry.find(name))
-            self._registry.check_base(name, base_name=self._base.name, base_fingerprint=self._base.fingerprint)
-            if self._model is None:
-                self._model = PeftModel.from_pretrained(self._base.model, path, adapter_name=name)
-                self._model.eval()
-            else:
-                self._model.load_adapter(path, adapter_name=name)
-            return self._model
+        Raises:
+            RefineError: there is no such adapter, it was made for another base, or it is larger than the limit.
+        """
+        self._pool.load(name)
 
     def delete_adapter(self, name: str) -> None:
         """Remove an adapter from memory; on disk it stays.
@@ -108,17 +116,8 @@ class Restorer:
         Raises:
             RefineError: it is not in memory.
         """
-        with self._lock:
-            if self._model is None or name not in self.adapters:
-                raise RefineError(
-                    f"the adapter {name!r} is not loaded; loaded are: {', '.join(self.adapters) or 'none'}"
-                )
-            if len(self.adapters) == 1:
-                self._model.unload()
-                self._model = None
-            else:
-                self._model.delete_adapter(name)
-            self._default = None if self._default == name else self._default
+        self._pool.drop(name)
+        self._default = None if self._default == name else self._default
 
     def set_adapter(self, name: str | None) -> None:
         """Choose the adapter for calls that name none; None is the base alone."""
@@ -128,154 +127,142 @@ class Restorer:
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
-        """Within this context, calls that name no adapter use the base alone."""
-        with self._lock:
-            default, self._default = self._default, None
-            try:
-                yield
-            finally:
-                self._default = default
+        """Within this context, and for this thread alone, calls that name no adapter use the base alone."""
+        was = self._is_disabled
+        self._thread.disabled = True
+        try:
+            yield
+        finally:
+            self._thread.disabled = was
+
+    @property
+    def _is_disabled(self) -> bool:
+        return getattr(self._thread, "disabled", False)
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[PreTrainedModel]:
+        """Within this context, and for this thread alone, the model with `adapter` on it; None gives the base alone."""
+        with self._pool.using([adapter]) as ready:
+            yield ready.model
 
     @overload
-    def restore(  # type: ignore[overload-overlap]
-        self,
-        texts: str,
-        *,
-        adapter: str | None = ...,
-        gap: str | None = ...,
-        gaps: Sequence[Sequence[tuple[int, int]]] | None = ...,
-        num_candidates: int = ...,
-        max_gap_tokens: int = ...,
-        batch_size: int = ...,
-    ) -> Restoration: ...  # a str is a Sequence[str] too: this one goes first
+    def restore(self, texts: str, **options: Unpack[RestoreOptions]) -> Restoration: ...  # type: ignore[overload-overlap]
 
     @overload
-    def restore(
-        self,
-        texts: Sequence[str],
-        *,
-        adapter: str | None = ...,
-        gap: str | None = ...,
-        gaps: Sequence[Sequence[tuple[int, int]]] | None = ...,
-        num_candidates: int = ...,
-        max_gap_tokens: int = ...,
-        batch_size: int = ...,
-    ) -> list[Restoration]: ...
+    def restore(self, texts: Sequence[str], **options: Unpack[RestoreOptions]) -> list[Restoration]: ...
 
     def restore(
         self,
         texts: str | Sequence[str],
         *,
-        adapter: str | None = None,
+        adapter: str | Sequence[str | None] | None = None,
         gap: str | None = None,
         gaps: Sequence[Sequence[tuple[int, int]]] | None = None,
+        glossary: GlossaryChoice = None,
+        glossary_bias: float = math.inf,
+        detect: bool = False,
+        detect_threshold: float | None = None,
         num_candidates: int = 1,
-        max_gap_tokens: int = 24,
-        batch_size: int = 16,
+        decoding: Decoding | None = None,
+        max_gap_tokens: int = MAX_GAP_TOKENS,
+        count_marks: bool = False,
+        min_score: float = 0.0,
+        batch_tokens: int = BATCH_TOKENS,
     ) -> Restoration | list[Restoration]:
         """Fill the gaps in one text or several.
 
         Args:
-            texts: texts with gaps: `<extra_id_0>`, `[MASK]`, `___`, `＿＿`, `□`, `{gap}`.
-            adapter: the domain's adapter, loaded if it is not; None takes the one of `set_adapter`, else the base.
+            texts: texts with gaps: `<extra_id_0>`, `[MASK]`, `___`, `＿＿`, `□`, `{gap}`. Each stands for a gap in the
+                order of the text, whatever its number.
+            adapter: the domain's adapter, or one for each text, loaded if it is not; None takes the one of
+                `set_adapter`, else the base.
             gap: the only mark that is a gap; all others are text.
             gaps: for each text its gaps as character ranges (start, end), in order; then no mark is a gap.
+            glossary: terms to answer with: one glossary for all, one a text, or one for each gap of each text.
+            glossary_bias: by how many nats terms are favoured over other answers; infinity allows terms alone.
+            detect: look for damage that no mark tells of, too.
+            detect_threshold: words whose least probable token has a log-probability below this are damage, in nats;
+                None takes the adapter's own, fitted in training.
             num_candidates: answers to each gap.
+            decoding: `Decoding.greedy()`, `.beam()` or `.sampling()`; None is greedy for one candidate, else by beams.
             max_gap_tokens: longest answer, in tokens.
-            batch_size: windows in a batch.
+            count_marks: fill □ and ＿, and ranges, with exactly as many characters as they are.
+            min_score: leave gaps open whose best answer is less probable: what stood there stays, and an empty range
+                becomes `___`.
+            batch_tokens: source tokens in a batch, padding counted.
 
         Returns:
             For one text its restoration, for several a list in their order.
 
         Raises:
-            RefineError: no such adapter, or ranges that do not fit their text.
+            RefineError: no such adapter, ranges that do not fit their text, or a glossary without a fitting term.
         """
-        if isinstance(texts, str):
-            return self.restore(
-                [texts],
-                adapter=adapter,
-                gap=gap,
-                gaps=gaps,
-                num_candidates=num_candidates,
-                max_gap_tokens=max_gap_tokens,
-                batch_size=batch_size,
-            )[0]
-        if gap == "":
-            raise RefineError("the gap mark is empty: expected the characters that stand for a gap, such as '???'")
-        if gaps is not None and len(gaps) != len(texts):
-            raise RefineError(
-                f"gaps must hold a list of ranges for each text: expected {len(texts)}, found {len(gaps)}"
+        single = isinstance(texts, str)
+        texts = [texts] if isinstance(texts, str) else texts
+        if num_candidates < 1:
+            raise RefineError(f"num_candidates must be at least 1, found {num_candidates}")
+        if not 0 <= min_score <= 1:
+            raise RefineError(f"min_score must lie between 0 and 1, found {min_score}")
+        adapters = self._adapters(adapter, len(texts))
+        places = _places(texts, gap, gaps)
+        if detect:
+            found = self._reader.find_damage(
+                texts, places, adapters, threshold=detect_threshold, batch_tokens=batch_tokens
             )
-        places = (
-            [find_gaps(text, mark=gap) for text in texts]
-            if gaps is None
-            else [check_ranges(text, ranges) for text, ranges in zip(texts, gaps, strict=True)]
+            places = [sorted([*a, *b], key=_place) for a, b in zip(places, found, strict=True)]
+        rules = self._rules.rules(
+            texts,
+            places,
+            glossary=glossary,
+            term_bias=glossary_bias,
+            max_gap_tokens=max_gap_tokens,
+            count_marks=count_marks,
         )
-        answers = self._answer(texts, places, adapter, num_candidates, max_gap_tokens, batch_size)
-        return [
-            self._put_together(text, found, filled) for text, found, filled in zip(texts, places, answers, strict=True)
-        ]
-
-    def _answer(
-        self,
-        texts: Sequence[str],
-        places: Sequence[Sequence[Gap]],
-        adapter: str | None,
-        num_candidates: int,
-        max_gap_tokens: int,
-        batch_size: int,
-    ) -> list[list[list[Answer]]]:
-        """For each text, for each gap, its answers; windows of about one length are decoded together."""
-        vocabulary = self._base.vocabulary
-        windows: list[tuple[int, Window]] = [
-            (number, window)
-            for number, (text, found) in enumerate(zip(texts, places, strict=True))
-            for window in make_windows(text, found, vocabulary, max_tokens=MAX_SOURCE_TOKENS)
-        ]
-        windows.sort(key=lambda item: len(item[1].input_ids))
-        answers: list[list[list[Answer]]] = [[[] for _ in found] for found in places]
-        with self.using(adapter or self._default) as model, self._base.autocast():
-            for at in range(0, len(windows), batch_size):
-                batch = windows[at : at + batch_size]
-                decoded = decode_gaps(
-                    model,
-                    vocabulary,
-                    [window.input_ids for _, window in batch],
-                    [len(window.gaps) for _, window in batch],
-                    num_candidates=num_candidates,
-                    max_gap_tokens=max_gap_tokens,
-                )
-                for (number, window), filled in zip(batch, decoded, strict=True):
-                    for gap, candidates in zip(window.gaps, filled, strict=True):
-                        answers[number][gap] = candidates
-        return answers
-
-    @contextmanager
-    def using(self, adapter: str | None) -> Iterator[PreTrainedModel]:
-        """Within this context, and for this thread alone, the model with `adapter` on it; None gives the base alone."""
-        with self._lock:
-            if adapter is not None:
-                model = self._loaded(adapter)
-                model.set_adapter(adapter)
-                yield model
-            elif self._model is not None:
-                with self._model.disable_adapter():
-                    yield self._model
-            else:
-                yield self._base.model
-
-    def _put_together(self, text: str, gaps: Sequence[Gap], answers: Sequence[Sequence[Answer]]) -> Restoration:
+        answers = self._reader.answer(
+            texts,
+            places,
+            adapters,
+            rules,
+            num_candidates=num_candidates,
+            decoding=decoding,
+            batch_tokens=batch_tokens,
+        )
         decode = self._base.vocabulary.decode
-        restored = ""
-        filled = []
-        reached = 0
-        for number, (gap, candidates) in enumerate(zip(gaps, answers, strict=True)):
-            restored += text[reached : gap.start]
-            next_gap = gaps[number + 1].start if number + 1 < len(gaps) else len(text)
-            after = text[gap.end : next_gap]
-            fitted = tuple(Candidate(fit(decode(a.ids), restored, after), a.probability) for a in candidates)
-            start = len(restored)
-            restored += fitted[0].text
-            filled.append(RestoredGap(start, len(restored), fitted[0].text, fitted[0].score, fitted))
-            reached = gap.end
-        return Restoration(restored + text[reached:], tuple(filled))
+        restored = [
+            put_together(text, found, filled, decode=decode, min_score=min_score)
+            for text, found, filled in zip(texts, places, answers, strict=True)
+        ]
+        return restored[0] if single else restored
+
+    def restore_stream(self, texts: Iterable[str], **options: Unpack[RestoreOptions]) -> Iterator[Restoration]:
+        """Restore any number of texts in constant memory, in order; see `restore`.
+
+        `adapter` is one for all texts, and `gaps`, which goes by text, is not taken.
+        """
+        if options.get("gaps") is not None or not isinstance(options.get("adapter"), str | None):
+            raise RefineError("a stream takes one adapter for all texts, and marks for gaps; call restore for others")
+        stream = iter(texts)
+        while part := list(islice(stream, _TEXTS_AT_ONCE)):
+            yield from self.restore(part, **options)
+
+    def _adapters(self, adapter: str | Sequence[str | None] | None, count: int) -> list[str | None]:
+        default = None if self._is_disabled else self._default
+        if adapter is None or isinstance(adapter, str):
+            return [adapter or default] * count
+        if len(adapter) != count:
+            raise RefineError(f"adapter must be one name or one for each text: expected {count}, found {len(adapter)}")
+        return [name or default for name in adapter]
+
+
+def _place(gap: Gap) -> tuple[int, int]:
+    return gap.start, gap.end
+
+
+def _places(texts: Sequence[str], mark: str | None, gaps: Any) -> list[list[Gap]]:
+    if mark == "":
+        raise RefineError("the gap mark is empty: expected the characters that stand for a gap, such as '???'")
+    if gaps is None:
+        return [find_gaps(text, mark=mark) for text in texts]
+    if len(gaps) != len(texts):
+        raise RefineError(f"gaps must hold a list of ranges for each text: expected {len(texts)}, found {len(gaps)}")
+    return [check_ranges(text, ranges) for text, ranges in zip(texts, gaps, strict=True)]

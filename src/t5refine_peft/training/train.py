@@ -21,6 +21,7 @@ from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTerm
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
+from t5refine_peft.evaluation.confidence import measure_confidence
 from t5refine_peft.evaluation.evaluate import (
     BASE_SYSTEM,
     TermAnswers,
@@ -169,6 +170,7 @@ def train_adapter(
                     "glossary_fingerprint": data.glossary_fingerprint,
                     "config": asdict(config),
                     "metrics": {"base": _plain(base_answers), "adapter": _plain(answers)},
+                    **measure_confidence(model, loaded, splits, collator, limit=config.evaluation_passages),
                     "best_step": best_step,
                     "steps": state.global_step,
                     "stopped_because": stopped,

@@ -1,0 +1,236 @@
+"""The adapters in memory: loaded when they are used, the least recently used dropped at a limit, one call at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from t5refine_peft.errors import RefineError
+from t5refine_peft.modeling.base import Base
+from t5refine_peft.modeling.identity import identify
+from t5refine_peft.registry import AdapterRegistry
+from t5refine_peft.restoration.mixing import AdapterSwitch
+from t5refine_peft.restoration.scoring import Assign
+
+_BYTES_A_PARAMETER = 4
+"""PEFT holds adapters in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """An adapter that fits the base."""
+
+    path: Path
+    memory_bytes: int
+    """What it takes in memory."""
+    temperature: float
+    """Its scores' calibration; 1 where its card has none."""
+    damage_threshold: float | None
+    """Words less probable than this, in nats, are damage; None where its card has none."""
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model that reads a batch of texts, each with its adapter."""
+
+    model: PreTrainedModel
+    assign: Callable[[Sequence[str | None]], Assign]
+    """For the adapters of a batch's texts, what is told which text each row of a forward belongs to."""
+
+
+class AdapterPool:
+    """Adapters on one base. Calls from several threads follow one another."""
+
+    def __init__(
+        self,
+        base: Base,
+        registry: AdapterRegistry,
+        *,
+        limit_bytes: int | None = None,
+        on_drop: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """Hold adapters of `registry`.
+
+        Args:
+            base: the model.
+            registry: where adapters lie.
+            limit_bytes: of all adapters in memory; None is no limit.
+            on_drop: told the name of each adapter that leaves memory.
+        """
+        self._base = base
+        self._identity = identify(base)
+        self._registry = registry
+        self._limit_bytes = limit_bytes
+        self._on_drop = on_drop
+        self._model: PeftModel | None = None
+        self._loaded: OrderedDict[str, Fit] = OrderedDict()
+        self._switch: AdapterSwitch | None = None
+        self._chosen: str | None = None
+        self.lock = threading.RLock()
+        """Held while the model is used or changed."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The adapters in memory, the least recently used first."""
+        return tuple(self._loaded)
+
+    def fit(self, name: str) -> Fit:
+        """What is known of an adapter that fits the base, loaded or not.
+
+        Raises:
+            RefineError: there is none of that name, or it does not fit.
+        """
+        return self._loaded.get(name) or self._fit(name)
+
+    def load(self, name: str, *, keep: Sequence[str] = ()) -> PeftModel:
+        """The model with the adapter `name` in memory; others, but those in `keep`, may be dropped for it.
+
+        Raises:
+            RefineError: there is none of that name, it does not fit the base, or it is larger than the limit.
+        """
+        with self.lock:
+            if name in self._loaded and self._model is not None:
+                self._loaded.move_to_end(name)
+                return self._model
+            fit = self._fit(name)
+            self._make_room(name, fit, keep)
+            if self._switch is not None:
+                self._switch.remove()
+            if self._model is None:
+                self._model = PeftModel.from_pretrained(self._base.model, str(fit.path), adapter_name=peft_name(name))
+            else:
+                self._model.load_adapter(str(fit.path), adapter_name=peft_name(name))
+            self._model.eval()
+            self._take_over()
+            self._loaded[name] = fit
+            return self._model
+
+    def drop(self, name: str) -> None:
+        """Remove an adapter from memory.
+
+        Raises:
+            RefineError: it is not there.
+        """
+        with self.lock:
+            if self._model is None or name not in self._loaded:
+                raise RefineError(f"the adapter {name!r} is not loaded; loaded are: {', '.join(self.names) or 'none'}")
+            if self._switch is not None:
+                self._switch.remove()
+            del self._loaded[name]
+            if self._loaded:
+                self._model.set_adapter(peft_name(next(iter(self._loaded))))  # PEFT warns of deleting the active one
+                self._model.delete_adapter(peft_name(name))
+                self._take_over()
+            else:
+                self._model.unload()
+                self._model = self._switch = None
+            self._on_drop(name)
+
+    def groups(self, names: Sequence[str | None]) -> list[set[str | None]]:
+        """The distinct `names` in groups whose adapters fit into memory together.
+
+        Raises:
+            RefineError: one of them does not fit the base.
+        """
+        groups: list[set[str | None]] = [set()]
+        size = 0
+        for name in dict.fromkeys(names):
+            needed = 0 if name is None else self.fit(name).memory_bytes
+            # A batch of several adapters holds a stacked copy of them too.
+            if self._limit_bytes is not None and groups[-1] and 2 * (size + needed) > self._limit_bytes:
+                groups.append(set())
+                size = 0
+            groups[-1].add(name)
+            size += needed
+        return groups
+
+    @contextmanager
+    def using(self, names: Sequence[str | None]) -> Iterator[ReadyModel]:
+        """Within this context, and for this thread alone, the model with the adapters `names`; None is the base."""
+        with self.lock:
+            adapters = [name for name in dict.fromkeys(names) if name is not None]
+            for name in adapters:
+                self.load(name, keep=adapters)
+            if self._switch is None:
+                yield ReadyModel(self._base.model, _alike)
+                return
+            before, mixed = self._chosen, len(set(names)) > 1
+            self._chosen = None if mixed or not adapters else peft_name(adapters[0])
+            self._switch.choose(self._chosen)
+            if mixed:
+                self._switch.mix([peft_name(name) for name in adapters])
+            try:
+                yield ReadyModel(self._model, self._assign if mixed else _alike)
+            finally:
+                self._chosen = before
+                if self._switch is not None:
+                    self._switch.choose(before)
+
+    def _assign(self, names: Sequence[str | None]) -> Assign:
+        switch = self._switch
+        if switch is None:
+            raise RuntimeError("the adapters were dropped while a batch used them")
+        known = [None if name is None else peft_name(name) for name in names]
+        numbers = switch.numbers(known).to(self._base.device)
+        return lambda texts: switch.assign(numbers[texts])
+
+    def _take_over(self) -> None:
+        self._switch = AdapterSwitch(self._model, dtype=getattr(torch, self._base.precision))
+        self._switch.choose(self._chosen)
+
+    def _fit(self, name: str) -> Fit:
+        layout = self._registry.check(name, self._identity)
+        card, path = self._registry.card(name), self._registry.find(name)
+        return Fit(
+            path=path,
+            memory_bytes=layout.parameters * _BYTES_A_PARAMETER,
+            temperature=_number(card, "calibration", "temperature", path) or 1.0,
+            damage_threshold=_number(card, "detection", "threshold", path),
+        )
+
+    def _make_room(self, name: str, fit: Fit, keep: Sequence[str]) -> None:
+        if self._limit_bytes is None:
+            return
+        if fit.memory_bytes > self._limit_bytes:
+            raise RefineError(
+                f"the adapter {name!r} takes {fit.memory_bytes:,} bytes in memory, more than the limit of "
+                f"{self._limit_bytes:,} for all adapters; raise the limit"
+            )
+        for other in self.names:
+            if sum(known.memory_bytes for known in self._loaded.values()) + fit.memory_bytes <= self._limit_bytes:
+                return
+            if other not in keep:
+                self.drop(other)
+
+
+def peft_name(domain: str) -> str:
+    """The name that PEFT is given for a domain's adapter: `v1.2` and `keys` are none that a torch module takes."""
+    return "domain-" + domain.replace(".", "%2E")  # no name has a %
+
+
+def _number(card: dict[str, Any], part: str, key: str, path: Path) -> float | None:
+    values = card.get(part) or {}
+    value = values.get(key) if isinstance(values, dict) else values
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or (key == "temperature" and not value > 0):
+        raise RefineError(f"{path / 'card.json'}: {part}.{key} must be a number, found {value!r}; train it anew")
+    return float(value)
+
+
+def _alike(_adapters: Sequence[str | None]) -> Assign:
+    """Every row uses the same adapter: nothing to say."""
+    return _ignore
+
+
+def _ignore(_texts: torch.Tensor) -> None:
+    pass

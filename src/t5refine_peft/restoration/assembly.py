@@ -1,0 +1,61 @@
+"""Put the answers into the text, and leave all else as the user wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from t5refine_peft.restoration.decoding import Answer
+from t5refine_peft.restoration.gaps import Gap
+from t5refine_peft.restoration.results import Candidate, Restoration, RestoredGap
+from t5refine_peft.restoration.spacing import fit
+
+_OPEN = "___"
+"""What an empty range that is left open becomes."""
+
+
+def put_together(
+    text: str,
+    gaps: Sequence[Gap],
+    answers: Sequence[Sequence[Answer]],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    min_score: float = 0.0,
+) -> Restoration:
+    """Fill the gaps of a text.
+
+    Damage that was found, and that the model would answer with what stands there, is no damage: it is left out.
+
+    Args:
+        text: the user's.
+        gaps: in order, apart.
+        answers: for each gap its answers, the best first.
+        decode: token ids to text.
+        min_score: gaps whose best answer is less probable are left open.
+    """
+    parts: list[str] = []
+    filled = []
+    source_lengths = []
+    reached = length = 0
+    before = ""
+    for number, (gap, found) in enumerate(zip(gaps, answers, strict=True)):
+        kept = text[reached : gap.start]
+        before = kept[-1:] or before
+        next_start = gaps[number + 1].start if number + 1 < len(gaps) else len(text)
+        after = text[gap.end : min(next_start, gap.end + 1)]
+        scores: dict[str, float] = {}
+        for answer in found:
+            scores.setdefault(fit(decode(answer.ids), before, after), answer.probability)
+        candidates = tuple(Candidate(*pair) for pair in scores.items())
+        stood = text[gap.start : gap.end]
+        best = candidates[0]
+        is_open = best.score < min_score
+        written = (stood or _OPEN) if is_open else best.text
+        start = length + len(kept)
+        parts += [kept, written]
+        length = start + len(written)
+        before = written[-1:] or before
+        reached = gap.end
+        if not (gap.found and written == stood):
+            filled.append(RestoredGap(start, length, written, best.score, candidates, gap.found, is_open))
+            source_lengths.append(len(stood))
+    return Restoration("".join([*parts, text[reached:]]), tuple(filled), tuple(source_lengths))

@@ -1,0 +1,123 @@
+"""Restore a Word document (.docx) in place: its layout stays, only the text of the gaps changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+from t5refine_peft.errors import RefineError
+from t5refine_peft.restoration.restorer import RestoreOptions, Restorer
+from t5refine_peft.restoration.results import Restoration
+from t5refine_peft.storage import atomic_file
+
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_SPACE = "{http://www.w3.org/XML/1998/namespace}space"
+_BREAKS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "\u2011"}
+
+
+def restore_document(
+    restorer: Restorer, source: str | Path, target: str | Path, **options: Unpack[RestoreOptions]
+) -> list[Restoration]:
+    """Fill the gaps in a Word document's paragraphs, tables, headers and footers, and write it to `target`.
+
+    A paragraph is one text, however many runs it is set in. What fills a gap is set as the gap's first character was.
+
+    Args:
+        restorer: the model.
+        source: a .docx file.
+        target: where the restored one is written.
+        options: as `Restorer.restore` takes them.
+
+    Returns:
+        The restored paragraphs that had gaps.
+
+    Raises:
+        RefineError: python-docx is not there, or `source` is no Word document.
+    """
+    document = _open(Path(source))
+    paragraphs = [pieces for element in _paragraph_elements(document) if (pieces := _pieces(element))]
+    texts = ["".join(text for _, text in pieces) for pieces in paragraphs]
+    restored = restorer.restore(texts, **options)
+    for pieces, text, restoration in zip(paragraphs, texts, restored, strict=True):
+        if restoration.text != text:
+            _write_back(pieces, restoration)
+    with atomic_file(Path(target)) as temporary:
+        document.save(str(temporary))
+    return [restoration for restoration in restored if restoration.gaps]
+
+
+def _open(path: Path) -> Any:
+    try:
+        import docx
+        from docx.opc.exceptions import OpcError
+    except ImportError:
+        raise RefineError(
+            "Word documents need python-docx: install it with pip install 't5refine-peft[documents]'"
+        ) from None
+    from zipfile import BadZipFile
+
+    try:
+        return docx.Document(str(path))
+    except (OpcError, BadZipFile, KeyError, ValueError, OSError) as error:
+        raise RefineError(f"{path} can't be read as a Word document ({error}); give a .docx file") from None
+
+
+def _paragraph_elements(document: Any) -> Iterator[Any]:
+    """The paragraphs of the body with its tables and text boxes, and of headers and footers, each part once."""
+    parts = [document.part]
+    for relation in document.part.rels.values():
+        if relation.reltype.endswith(("/header", "/footer")):
+            parts.append(relation.target_part)
+    for part in dict.fromkeys(parts):
+        yield from part.element.iter(f"{_W}p")
+
+
+def _pieces(paragraph: Any) -> list[tuple[Any, str]]:
+    """The paragraph's texts in order, each with its element; what is no text (a tab, a break) has none."""
+    pieces: list[tuple[Any, str]] = []
+    for element in paragraph.iter(f"{_W}t", *_BREAKS):
+        if next(element.iterancestors(f"{_W}p")) is not paragraph:
+            continue  # of a text box's own paragraph
+        if element.getparent().tag != f"{_W}r":
+            continue  # a tab stop's definition, say
+        if element.tag == f"{_W}t":
+            pieces.append((element, element.text or ""))
+        else:
+            pieces.append((None, _BREAKS[element.tag]))
+    return pieces
+
+
+def _write_back(pieces: Sequence[tuple[Any, str]], restoration: Restoration) -> None:
+    """Give each element its part of the restored text; a filling goes to the element in which its gap began."""
+    spans = _source_spans(restoration)
+    at = 0
+    for element, own in pieces:
+        start, end = at, at + len(own)
+        at = end
+        if element is None:
+            continue
+        new, place = "", start
+        for (gap_start, gap_end), filling in spans:
+            if gap_end <= start:
+                continue
+            if gap_start >= end:
+                break
+            new += own[place - start : max(place, gap_start) - start]
+            new += filling if gap_start >= start else ""
+            place = min(gap_end, end)
+        new += own[place - start :]
+        if new != own:
+            element.text = new
+            element.set(_SPACE, "preserve")
+
+
+def _source_spans(restoration: Restoration) -> list[tuple[tuple[int, int], str]]:
+    """Where the gaps were in the text as it was, each with what fills it."""
+    spans = []
+    shift = 0
+    for gap, width in zip(restoration.gaps, restoration.source_lengths, strict=True):
+        start = gap.start - shift
+        spans.append(((start, start + width), gap.text))
+        shift += len(gap.text) - width
+    return spans

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from t5refine_peft import RefineError, Restorer, load_base
+from t5refine_peft.restoration import lines as module
+from t5refine_peft.restoration.lines import json_lines, restore_lines, text_lines
+
+
+@pytest.fixture(scope="module")
+def restorer(tiny_base: Path, adapters: Path) -> Restorer:
+    return Restorer(load_base(tiny_base, device="cpu", precision="float32"), adapters_dir=adapters)
+
+
+def test_lines_keep_their_ends_and_bad_ones_come_back_as_they_were(restorer):
+    raw = [b"a ___\r\n", b"caf\xe9 ___\n", b"\n", "\ufeff合同□".encode()]
+    first, bad, empty, last = restore_lines(restorer, text_lines(raw, source="in.txt"), max_gap_tokens=2)
+    assert first.as_text().startswith(b"a ")
+    assert first.as_text().endswith(b"\r\n")
+    assert len(first.restoration.gaps) == 1
+    assert (bad.as_text(), bad.restoration) == (raw[1], None)
+    assert bad.error == "in.txt, line 2: expected UTF-8, found invalid continuation byte; convert it first"
+    assert empty.as_text() == b"\n"
+    assert last.as_text().decode().startswith("\ufeff合同")
+
+
+def test_a_line_that_fails_does_not_stop_the_rest(restorer):
+    rows = [
+        {"text": "a ___", "id": 1},
+        {"text": "b ___", "adapter": "heart"},
+        {"text": "c ___", "adapter": "hart"},
+        {"text": 5},
+        {"inputs": "d <extra_id_0>", "adapter": "law"},
+        {"text": "e", "adapter": 5},
+    ]
+    raw = [json.dumps(row).encode() + b"\n" for row in rows]
+    raw[3:3] = [b"{\n", b"  \n", b"[" * 100_000 + b"\n"]
+    results = list(restore_lines(restorer, json_lines(raw, source="in.jsonl"), max_gap_tokens=2))
+    assert [result.line.number for result in results] == [1, 2, 3, 4, 6, 7, 8, 9]
+    messages = [result.error or "" for result in results]
+    expected = ["", "", "in.jsonl, line 3: no adapter 'hart'", "in.jsonl, line 4: expected a JSON object",
+                "line 6: expected a JSON object, found one that is nested too deep", "line 7: expected an object with",
+                "", "line 9: 'adapter' must be the name of an adapter, found 5"]  # fmt: skip
+    assert all(want in found and bool(want) == bool(found) for want, found in zip(expected, messages, strict=True))
+    out = [json.loads(result.as_json()) for result in results]
+    assert out[0]["id"] == 1
+    assert out[2] == {"line": 3, "error": messages[2]}
+    alone = restorer.restore(["b ___", "d <extra_id_0>"], adapter=["heart", "law"], max_gap_tokens=2)
+    assert [out[1]["text"], out[6]["text"]] == [one.text for one in alone]
+
+
+def test_strict_stops_at_the_first_that_fails(restorer):
+    raw = [b'{"text": "a"}\n', b"{\n", b'{"text": "b"}\n']
+    results = restore_lines(restorer, json_lines(raw, source="x"), strict=True)
+    assert next(results).restoration.text == "a"
+    with pytest.raises(RefineError, match="x, line 2: expected a JSON object"):
+        next(results)
+
+
+def test_memory_does_not_grow_with_the_file(restorer, monkeypatch):
+    monkeypatch.setattr(module, "_LINES_AT_ONCE", 4)
+    taken = []
+
+    def endless():
+        while True:
+            taken.append(None)
+            yield b"no gap\n"
+
+    results = restore_lines(restorer, text_lines(endless(), source="x"))
+    for _ in range(9):
+        next(results)
+    assert len(taken) == 12
+    monkeypatch.setattr(module, "_CHARACTERS_AT_ONCE", 10)
+    taken.clear()
+    next(restore_lines(restorer, text_lines(endless(), source="x")))
+    assert len(taken) == 2
