@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from t5refine_peft.config import Quantization
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base, load_base
+from t5refine_peft.modeling.lora import load_adapted
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.restoration.decoding import Answer, decode_gaps
 from t5refine_peft.restoration.gaps import Gap, Window, check_ranges, find_gaps, fit, make_windows
@@ -93,13 +94,13 @@ class Restorer:
         with self._lock:
             if self._model is not None and name in self.adapters:
                 return self._model
-            path = str(self._registry.find(name))
+            path = self._registry.find(name)
             self._registry.check_base(name, base_name=self._base.name, base_fingerprint=self._base.fingerprint)
             if self._model is None:
-                self._model = PeftModel.from_pretrained(self._base.model, path, adapter_name=name)
+                self._model = load_adapted(self._base.model, path, name=name)
                 self._model.eval()
             else:
-                self._model.load_adapter(path, adapter_name=name)
+                self._model.load_adapter(str(path), adapter_name=name)
             return self._model
 
     def delete_adapter(self, name: str) -> None:
