@@ -61,6 +61,21 @@ def test_evaluations_are_a_table_with_the_change_against_the_best(tmp_path, caps
     ]
 
 
+def test_a_narrow_terminal_shows_the_whole_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    callback, control = ProgressCallback(label="cardiology"), TrainerControl()
+    arguments, state = TrainingArguments(str(tmp_path)), TrainerState(max_steps=2000, global_step=1000, epoch=12.5)
+    callback.on_train_begin(arguments, state, control)
+    callback.on_step_end(arguments, state, control)
+    callback.on_log(arguments, state, control, logs={"loss": 1.25, "learning_rate": 5e-4})
+    callback.close()
+    told = capsys.readouterr().err
+    assert "step 1000/2000 (50.0%), epoch 12.50, loss 1.250, rate 0.0005, " in told
+    assert " left" in told.split("loss 1.250")[-1]
+    assert "…" not in told
+
+
 @pytest.mark.parametrize("main", [True, False])
 def test_one_process_of_several_tells(tmp_path, capsys, main):
     state = TrainerState(max_steps=3, is_world_process_zero=main)

@@ -22,11 +22,11 @@ _STEPS_LOOKED_BACK = 50
 class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Tell a run's progress on standard error; works in any Trainer.
 
-    On a terminal, one line is kept up to date; in a log, a line is written each time that the Trainer logs. Both say
-    step, share, epoch, loss, learning rate, tokens a second (where the Trainer counts them), memory (the GPU's peak, or
-    the process's), phase of early stopping, time passed over all resumed parts, and time left from the rate of the
-    last steps. Each evaluation adds a row to a table: its metric, the change against the best before, and the verdict,
-    if the callback that gives one stands before this one.
+    On a terminal, one line is kept up to date, wrapped where it is narrow; in a log, a line is written each time that
+    the Trainer logs. Both say step, share, epoch, loss, learning rate, tokens a second (where the Trainer counts them),
+    memory (the GPU's peak, or the process's), phase of early stopping, time passed over all resumed parts, and time
+    left from the rate of the last steps. Each evaluation adds a row to a table: its metric, the change against the best
+    before, and the verdict, if the callback that gives one stands before this one.
     """
 
     def __init__(self, *, label: str = "") -> None:
@@ -140,7 +140,8 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return {"args": {"label": self.label}, "attributes": {"seconds_before": passed}}
 
     def _renderable(self) -> Text:
-        return Text(self.line(self._state) if self._state else "", no_wrap=True, overflow="ellipsis")
+        told = self.line(self._state) if self._state else ""
+        return Text(told, no_wrap=False, overflow="fold")  # two lines on a narrow terminal, with nothing cut off
 
     def _prefix(self) -> str:
         return f"{self.label}: " if self.label else ""
