@@ -83,6 +83,15 @@ def test_the_state_in_memory_is_saved_in_the_place_that_was_given(tiny_base, cor
     assert same(weights(tmp_path / "whole"), weights(tmp_path))
 
 
+def test_a_rescue_place_that_is_full_too_is_told_with_the_first(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    full = AtEvent("on_step_end", 5, lambda: monkeypatch.setattr(trainer, "write_state", no_space))
+    with pytest.raises(RefineError) as raised:
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[full], rescue_dir=tmp_path / "rescue")
+    first, second = str(raised.value).split("; nor could the state be saved elsewhere: ")
+    assert first.startswith(f"{tmp_path / 'runs' / 'heart' / 'checkpoint-6'} can't be written: No space left on device")
+    assert second.startswith(f"{tmp_path / 'rescue' / 'heart' / 'checkpoint-6'} can't be written: No space left on")
+
+
 def test_a_run_whose_directory_goes_away_stops_and_leaves_the_earlier_adapter(tiny_base, corpus, terms, tmp_path):
     train_tiny(tiny_base, corpus, terms, tmp_path, config={"max_steps": 2, "eval_steps": 2})
     earlier = files(tmp_path / "adapters")
