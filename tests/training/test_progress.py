@@ -22,6 +22,9 @@ def test_time_left_comes_from_the_last_steps_and_the_pauses_between_them(tmp_pat
     # A run that is resumed at step 1000 of 2000 after two hours: the two hours tell nothing of its rate.
     callback = ProgressCallback.from_state({"args": {"label": "x"}, "attributes": {"seconds_before": 7200.0}})
     state = TrainerState(max_steps=2000, global_step=1000, eval_steps=100, num_input_tokens_seen=10**6)
+    assert "early" not in callback.line(state)  # nothing judges this run
+    state.stateful_callbacks = {"DelayedEarlyStoppingCallback": {}}
+    assert ", early, " in callback.line(state)
     callback.on_train_begin(arguments, state, control)
     assert "time left unknown" in callback.line(state)
     for _ in range(100):
