@@ -17,6 +17,7 @@ from runs import AtEvent, same, train_tiny, weights
 from t5refine_peft import RefineError
 from t5refine_peft.storage import check_writable, remove_directory, write_file
 from t5refine_peft.training import trainer
+from t5refine_peft.training.checkpoints import RunDirectory
 
 
 @pytest.fixture
@@ -179,6 +180,17 @@ def test_a_removal_that_is_cut_short_leaves_no_half(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     remove_directory(tmp_path / "checkpoint-4")
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-4.removed"]
+
+
+def test_a_checkpoint_that_cant_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    run = RunDirectory(tmp_path)
+    for step in (3, 6, 9):
+        with run.write(step) as staged:
+            (staged / "trainer_state.json").touch()
+    monkeypatch.setattr(Path, "rename", no_space)
+    run.keep_only(2, newest=9, best=None)
+    assert f"{tmp_path / 'checkpoint-3'} is no longer needed, but can't be removed: No space left" in caplog.text
+    assert len(run.checkpoints()) == 3
 
 
 def test_a_place_is_probed_without_a_trace(tmp_path):

@@ -84,8 +84,16 @@ def test_a_run_that_had_no_checkpoint_yet_begins_again(whole, tiny_base, corpus,
     assert same(weights(where), weights(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "optimizer.pt", "rng_state.pth", "adapter_model.safetensors"])
-@pytest.mark.parametrize("gone", [True, False], ids=["gone", "damaged"])
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("trainer_state.json", True),
+        ("trainer_state.json", False),
+        ("optimizer.pt", True),
+        ("rng_state.pth", True),
+        ("adapter_model.safetensors", False),
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     whole, tiny_base, corpus, terms, tmp_path, caplog, name, gone
 ):

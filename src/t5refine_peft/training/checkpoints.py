@@ -160,7 +160,10 @@ class RunDirectory:
         found = self.checkpoints()
         spare = [path for path in found if _step(path) not in (newest, best)]
         for path in spare[: max(0, len(found) - limit)]:
-            remove_directory(path)
+            try:
+                remove_directory(path)
+            except OSError as error:  # a file that another program holds open on Windows, say
+                logger.warning("%s is no longer needed, but can't be removed: %s", path, error.strerror)
 
     def _move_aside(self) -> None:
         aside = self.path.with_name(f".{self.path.name}.previous")
