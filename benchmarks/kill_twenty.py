@@ -4,10 +4,10 @@
 
 What is claimed: a checkpoint is whole or absent, and holds all that the rest of the run depends on; so a run that was
 killed by SIGKILL at any moment and resumed ends with the very bytes of the run that was never killed. The moments are
-drawn over the forwards of training and evaluation and over the flushes of the files of a save, in like numbers, and the
-kill comes from another process, within a few milliseconds of them. Ctrl+C (SIGINT) is tried
-in each kind as well. The model is a small random one with the built-in base's vocabulary, since its size has no bearing
-on the claim. The result goes to `benchmarks/results/kill_twenty.json`.
+drawn, none twice, over the forwards of training and evaluation and over the flushes of the files of a save, in like
+numbers, and the kill comes from another process, within a few milliseconds of them. Ctrl+C (SIGINT) is tried in each
+kind as well. The model is a small random one with the built-in base's vocabulary, since its size has no bearing on the
+claim. The result goes to `benchmarks/results/kill_twenty.json`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CONFIG = TrainingConfig(
     save_steps=3,
     batch=4,
     micro_batch=2,
-    evaluation_passages=3,
+    validation_share=0.3,
     device="cpu",
     precision="float32",
 )
@@ -132,8 +132,10 @@ def main() -> None:
         _, log = runs.run(whole)
         expected = digest(whole)
         at = {kind: [n for n, told in enumerate(log, start=1) if told == kind and n > 2] for kind in KINDS}
-        drawn = [(signal.SIGKILL, kind, random.choice(at[kind])) for n in range(20) for kind in [KINDS[n % 3]]]
-        drawn += [(signal.SIGINT, kind, random.choice(at[kind])) for kind in KINDS]
+        for moments in at.values():
+            random.shuffle(moments)  # then taken in turn: none twice
+        drawn = [(signal.SIGKILL, kind, at[kind].pop()) for n in range(20) for kind in [KINDS[n % 3]]]
+        drawn += [(signal.SIGINT, kind, at[kind].pop()) for kind in KINDS]
         cuts = []
         for number, (how, kind, moment) in enumerate(drawn):
             where = f"{scratch}/{number}"
