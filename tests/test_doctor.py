@@ -14,6 +14,7 @@ from t5refine_peft.cli.app import app
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.modeling import assembly
 from t5refine_peft.modeling.layers import QuantizedLinear
+from t5refine_peft.offline import OfflineLoader
 
 
 def test_the_command_tells_the_machine_and_tries_each_trap(tmp_path, monkeypatch):
@@ -36,8 +37,10 @@ def test_the_command_tells_the_machine_and_tries_each_trap(tmp_path, monkeypatch
 
 def test_kernels_are_hidden_from_bitsandbytes_and_so_no_trap(monkeypatch):
     monkeypatch.setattr(traps, "find_spec", lambda name: name)
+    backend = import_module("bitsandbytes.backends.cpu.ops")
+    monkeypatch.setattr(backend, "__loader__", OfflineLoader(backend.__name__, str(backend.__file__)))
     assert traps._hub_kernels()[0] == "handled"
-    monkeypatch.setattr(import_module("bitsandbytes.backends.cpu.ops"), "__loader__", None)
+    monkeypatch.setattr(backend, "__loader__", None)  # imported before this library
     assert traps._hub_kernels()[0] == "broken"
 
 
