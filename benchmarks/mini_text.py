@@ -23,7 +23,7 @@ MIN_TOKENS, MAX_TOKENS = 8, 96
 HELD_OUT_LINES = 300
 """So many lines at the end of each corpus, whole documents for the most part, are never trained on."""
 GAPS_OF_EACH_SET = 400
-SPELLING_WEIGHT = 12
+SPELLING_WEIGHT = 4
 """So many times a subject's share goes to the lists of long words, so that the model can read and write each."""
 _WORD = re.compile(r"\w")
 

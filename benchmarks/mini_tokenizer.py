@@ -18,7 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 from mini_text import everyday_documents
 from t5refine_peft.demo.texts import DOMAINS, load_domain, training_documents
 
-PIECES = 12_000
+PIECES = 10_000
 SENTINELS = 100
 SENTENCE_LINES = 30_000
 """Lines of generated text."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from t5refine_peft.evaluation.scores import EvaluationReport
     from t5refine_peft.modeling.base import load_base
     from t5refine_peft.modeling.loss import frozen_head_cross_entropy
+    from t5refine_peft.modeling.memory import MemoryPlan, plan_memory
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
     from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback, ProgressCallback
@@ -33,6 +34,7 @@ _HOMES = {
     "DelayedEarlyStoppingCallback": "training.callbacks",
     "EvaluationReport": "evaluation.scores",
     "Glossary": "corpus.glossary",
+    "MemoryPlan": "modeling.memory",
     "Quantization": "config",
     "ProgressCallback": "training.callbacks",
     "RefineError": "errors",
@@ -43,6 +45,7 @@ _HOMES = {
     "frozen_head_cross_entropy": "modeling.loss",
     "evaluate": "evaluation.evaluate",
     "load_base": "modeling.base",
+    "plan_memory": "modeling.memory",
     "prepare_dataset": "corpus.preparation",
     "train_adapter": "training.train",
 }
@@ -55,6 +58,7 @@ __all__ = [
     "DelayedEarlyStoppingCallback",
     "EvaluationReport",
     "Glossary",
+    "MemoryPlan",
     "ProgressCallback",
     "Quantization",
     "RefineError",
@@ -65,6 +69,7 @@ __all__ = [
     "evaluate",
     "frozen_head_cross_entropy",
     "load_base",
+    "plan_memory",
     "prepare_dataset",
     "train_adapter",
 ]

@@ -164,6 +164,10 @@ class TrainingConfig:
     """Passages in a step, over all micro-batches."""
     micro_batch: int | None = None
     """Passages in memory at once; None takes the whole batch. It divides `batch`."""
+    memory_bytes: int | None = None
+    """What training may take of the device's memory; None is what a GPU has free, and no plan on a CPU. The plan of
+    `plan_memory` chooses the quantization that is not given, cuts each batch into micro-batches, and recomputes as many
+    blocks as it must."""
     warmup_share: float = 0.1
     """Share of the steps in which the rate rises; it falls linearly afterwards."""
     max_gradient_norm: float = 1.0
@@ -222,7 +226,7 @@ class TrainingConfig:
             for name in ("start_step", "threshold", "window")
             if getattr(self, name) < 0
         ]
-        for name in ("max_steps", "eval_steps", "save_steps", "micro_batch"):
+        for name in ("max_steps", "eval_steps", "save_steps", "micro_batch", "memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 faults.append(f"{name} must be at least 1, found {value}")

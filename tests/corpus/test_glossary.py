@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 import re
 from pathlib import Path
 
@@ -111,6 +112,25 @@ def plain_find(terms: list[str], text: str) -> list[tuple[int, int, int]]:
 )
 def test_matches_are_those_of_the_plain_definition(terms, text):
     assert [tuple(match) for match in Glossary(terms).find(text)] == plain_find(terms, text)
+
+
+def test_a_match_inside_what_became_longer_hides_no_other():
+    glossary = Glossary(["1", "2 ml", "1⁄2 m"])
+    assert found(glossary, "½ 2 ml, 1 or 1⁄2 m") == ["2 ml", "1", "1⁄2 m"]
+    assert found(Glossary(["x", "y\u0302"]), "x\u0302 x y\u0302") == ["x", "y\u0302"]
+
+
+def test_stand_ins_for_borders_are_no_letters_in_a_text():
+    begin, end = chr(ord("a") + 0x40000), chr(ord("b") + 0x80000)
+    assert found(Glossary(["ab"]), f"{begin}{end} ab") == ["ab"]
+    assert found(Glossary(["ab"]), "\ud800ab") == ["ab"]
+
+
+def test_a_glossary_can_be_sent_to_another_process():
+    glossary = Glossary(["heart failure", "heart"])
+    text = "heart failure, heart"
+    matches = glossary.find(text)
+    assert pickle.loads(pickle.dumps(glossary)).find(text) == matches
 
 
 @given(text=texts)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from hypothesis import assume, given
+from hypothesis import strategies as st
 from strategies import texts
 
 from t5refine_peft import RefineError
@@ -24,6 +25,39 @@ def test_ids_are_sentencepieces_own_where_no_sentinel_is_spelled(vocabulary, pro
     encoding = vocabulary.encode(text)
     assert encoding.ids.tolist() == expected
     assert vocabulary.unk_id not in encoding.ids
+
+
+@pytest.fixture(scope="module")
+def without_bytes(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path:
+    """A vocabulary like T5 v1's: characters that it does not know are unknown pieces."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString((tokenizer_dir / "spiece.model").read_bytes())
+    model.trainer_spec.byte_fallback = False
+    for piece in model.pieces:
+        if piece.type == piece.BYTE:
+            piece.type = piece.NORMAL
+    directory = tmp_path_factory.mktemp("without_bytes")
+    (directory / "spiece.model").write_bytes(model.SerializeToString())
+    return directory
+
+
+@given(parts=st.lists(texts, max_size=4))
+@pytest.mark.parametrize("bytes_fall_back", [True, False])
+def test_offsets_are_sentencepieces_own(tokenizer_dir, without_bytes, bytes_fall_back, parts):
+    directory = tokenizer_dir if bytes_fall_back else without_bytes
+    vocabulary = Vocabulary.load(directory)
+    own = sentencepiece.SentencePieceProcessor(model_file=str(directory / "spiece.model"))
+    told = [own.encode_as_offset_mapping(part) for part in parts]
+    assume(not any(set(one["ids"]) & set(vocabulary.sentinel_ids) for one in told))
+    places = [len("".join(parts[:number])) for number in range(len(parts))]
+    encoding, counts = vocabulary.encode_each(parts, places)
+    assert counts.tolist() == [len(one["ids"]) for one in told]
+    offsets = [(s + place, e + place) for one, place in zip(told, places, strict=True) for s, e in one["offsets"]]
+    assert encoding.starts.tolist() == [start for start, _ in offsets]
+    # It tells the end of a character only with the last of its pieces; elsewhere an end is exactly its.
+    for end, (start, told_end) in zip(encoding.ends.tolist(), offsets, strict=True):
+        assert end == told_end or (start == told_end < end)
 
 
 @given(text=texts)

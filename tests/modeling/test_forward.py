@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from transformers import (
     UMT5ForConditionalGeneration,
 )
 
+from t5refine_peft import AdapterConfig, Quantization, load_base
 from t5refine_peft.modeling.forward import packed_forward
+from t5refine_peft.modeling.lora import add_adapter
 
 SMALL = {
     "vocab_size": 61,
@@ -134,6 +137,21 @@ def test_the_base_alone_gives_what_transformers_gives():
         hidden, labels = core(**batch())
     loss = F.cross_entropy(core.lm_head(hidden), labels, reduction="sum")
     assert float(loss) == pytest.approx(float(one_by_one_loss(core, batch())), rel=1e-5)
+
+
+@pytest.mark.parametrize("quantization", [Quantization.int8(), Quantization.nf4(head="nf4")])
+def test_a_quantised_base_gives_what_its_own_layers_give(tiny_base: Path, quantization: Quantization):
+    loaded = load_base(tiny_base, quantization=quantization, device="cpu", precision="float32")
+    model = add_adapter(loaded, AdapterConfig(rank=3, dropout=0.0))
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.02)
+    ours, theirs = packed_loss(model, batch()), one_by_one_loss(model, batch())
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-5)
+    found, expected = gradients(model, ours), gradients(model, theirs)
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() <= 1e-4 * gradient.norm(), name
 
 
 def test_a_label_ignored_in_the_midst_is_still_seen_by_those_behind_it():

@@ -16,7 +16,7 @@ from t5refine_peft.modeling.matrices import quantize
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """So that even a small head is gone over in several tiles."""
-    monkeypatch.setattr(loss, "_TILE_BYTES_CPU", 20_000)
+    monkeypatch.setattr(loss, "TILE_BYTES_CPU", 20_000)
 
 
 def problem(tokens: int, rows: int, width: int, dtype: torch.dtype = torch.float32):
@@ -152,7 +152,7 @@ def test_wrong_shapes_and_labels_are_told():
 @pytest.mark.parametrize(("rows", "width"), [(16_384, 256), (1024, 2048)])
 def test_the_transient_is_small_for_4096_tokens(monkeypatch, rows, width):
     """At most 100 MiB beyond gradient and accumulator, with a GPU's tile too. Logits in fp32 alone would be 256 MiB."""
-    monkeypatch.setattr(loss, "_TILE_BYTES_CPU", loss._TILE_BYTES_GPU)
+    monkeypatch.setattr(loss, "TILE_BYTES_CPU", loss.TILE_BYTES_GPU)
     hidden, head, labels = problem(4096, rows, width, torch.bfloat16)
     labels[::16] = -100
     with MemTracker() as tracker:

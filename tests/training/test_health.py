@@ -19,8 +19,8 @@ def spoil(monkeypatch: pytest.MonkeyPatch, *, at: int, training: bool = True, fa
     """Make the loss of the training (or evaluation) forward of this number NaN or infinite."""
     real, seen = trainer.token_loss, [0]
 
-    def token_loss(model: nn.Module, *arguments: object) -> tuple[torch.Tensor, int]:
-        loss, count = real(model, *arguments)
+    def token_loss(model: nn.Module, *arguments: object, **options: int) -> tuple[torch.Tensor, int]:
+        loss, count = real(model, *arguments, **options)
         seen[0] += model.training == training
         return loss * factor if seen[0] == at and model.training == training else loss, count
 
@@ -80,7 +80,7 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, rows: int, in_backward: bo
     real = trainer.token_loss
     error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    def token_loss(model: nn.Module, inputs: dict[str, torch.Tensor], base: object) -> object:
+    def token_loss(model: nn.Module, inputs: dict[str, torch.Tensor], base: object, **options: int) -> object:
         too_much = len(inputs["labels"]) > rows
         if too_much and not (in_backward and model.training):
             raise error
@@ -93,7 +93,7 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, rows: int, in_backward: bo
                 raise error
 
             handle = first.register_hook(fail)
-        return real(model, inputs, base)
+        return real(model, inputs, base, **options)
 
     monkeypatch.setattr(trainer, "token_loss", token_loss)
 
@@ -111,14 +111,24 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     train_tiny(tiny_base, corpus, terms, tmp_path / "halved", config={**plain, "micro_batch": 8})
     told = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
     assert told[:2] == [
-        "out of memory at step 1: micro-batch 8 -> 4; the batch and its order stay as they were",
-        "out of memory at step 1: micro-batch 4 -> 2; the batch and its order stay as they were",
+        "out of memory at step 1: micro-batch 8 -> 4 passages; the batch and its order stay as they were",
+        "out of memory at step 1: micro-batch 4 -> 2 passages; the batch and its order stay as they were",
     ]
     assert told[2].startswith("out of memory at step 4: evaluation batch 16 -> 8")
     small, halved = weights(tmp_path / "small"), weights(tmp_path / "halved")
     for name, expected in small.items():
         distance = (halved[name].float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-6)
         assert distance < 0.01, name  # bf16 on disk
+
+
+def test_a_budget_of_tokens_is_halved_too(caplog):
+    sizes = MicroBatches(train=4, evaluation=8, max_tokens=24)
+    inputs = {"attention_mask": torch.ones(4, 7), "labels": torch.zeros(4, 5)}
+    assert [len(part["labels"]) for part in sizes.split(inputs)] == [2, 2]
+    sizes.halve(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), step=3)
+    assert "micro-batch 4 -> 2 passages of at most 12 tokens together; the batch" in caplog.text
+    assert [len(part["labels"]) for part in sizes.split(inputs)] == [1, 1, 1, 1]
+    assert [len(part["labels"]) for part in sizes.split(inputs, evaluation=True)] == [1, 1, 1, 1]
 
 
 def test_other_errors_pass_and_one_passage_that_does_not_fit_is_told():

@@ -196,7 +196,7 @@ def test_another_base_is_refused(whole, tiny_base, corpus, terms, tmp_path):
 def test_what_has_no_bearing_on_the_adapter_is_not_recorded(whole):
     record = json.loads((whole[0] / "runs" / "heart" / "run.json").read_text())
     assert "device" in record["config"]
-    assert not {"report_to", "save_steps"} & record["config"].keys()
+    assert not {"memory_bytes", "report_to", "save_steps"} & record["config"].keys()
 
 
 def test_nothing_to_resume_and_a_broken_record_are_told(tiny_base, corpus, terms, tmp_path):

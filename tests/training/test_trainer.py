@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,20 @@ from t5refine_peft import (
     CorruptionConfig,
     DataCollatorForTermCorruption,
     Glossary,
+    MemoryPlan,
+    Quantization,
+    RefineError,
     TrainingConfig,
     load_base,
+    plan_memory,
+    train_adapter,
 )
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.corpus.preparation import prepare_dataset
+from t5refine_peft.modeling.base import save_quantized
 from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.training.order import LengthGroupedSampler
+from t5refine_peft.training.planning import plan_training
 from t5refine_peft.training.train import _trainer
 from t5refine_peft.training.trainer import token_loss
 
@@ -32,7 +41,9 @@ class KeepGradients(TrainerCallback):
             self.loss = logs["loss"]
 
 
-def one_step(tiny_base: Path, corpus, terms, run: Path, micro_batch: int) -> KeepGradients:
+def one_step(
+    tiny_base: Path, corpus, terms, run: Path, micro_batch: int | None, plan: MemoryPlan | None = None
+) -> KeepGradients:
     base = load_base(tiny_base, device="cpu", precision="float32")
     splits = prepare_dataset(corpus, vocabulary=base.vocabulary, glossary=Glossary(terms))
     splits["train"] = splits["train"].select(range(8))
@@ -42,7 +53,7 @@ def one_step(tiny_base: Path, corpus, terms, run: Path, micro_batch: int) -> Kee
     torch.manual_seed(0)
     kept = KeepGradients()
     collator = DataCollatorForTermCorruption(base.vocabulary, CorruptionConfig(random_only=0.0))
-    _trainer(add_adapter(base, config.adapter), base, splits, collator, config, run, [kept]).train()
+    _trainer(add_adapter(base, config.adapter), base, splits, collator, config, run, [kept], plan=plan).train()
     return kept
 
 
@@ -54,6 +65,51 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(tiny_base,
     for name, gradient in whole.gradients.items():
         assert torch.allclose(pieces.gradients[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max()))), name
     assert max(float(g.abs().max()) for g in whole.gradients.values()) > 1e-3
+
+
+def test_a_plans_micro_batches_and_recomputed_blocks_change_nothing(tiny_base, corpus, terms, tmp_path):
+    whole = one_step(tiny_base, corpus, terms, tmp_path / "whole", None)
+    plan = plan_memory(tiny_base, 2**30, batch=2, input_tokens=30, label_tokens=15, device="cpu")
+    plan = replace(plan, checkpointed_blocks=3)
+    planned = one_step(tiny_base, corpus, terms, tmp_path / "planned", None, plan)
+    assert planned.loss == pytest.approx(whole.loss, rel=1e-4)
+    for name, gradient in whole.gradients.items():
+        assert torch.allclose(planned.gradients[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max()))), (
+            name
+        )
+
+
+def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    monkeypatch.setattr("t5refine_peft.training.train.load_base", lambda *_, **__: pytest.fail("it was loaded"))
+    with pytest.raises(RefineError, match=r"needs .* GiB for 1 x 257 -> 129 tokens .*; give .* or take a smaller base"):
+        train_adapter(
+            corpus, domain="heart", glossary=terms, base=tiny_base,
+            config=TrainingConfig(memory_bytes=1000, device="cpu"),
+            adapters_dir=tmp_path / "adapters", runs_dir=tmp_path / "runs",
+        )  # fmt: skip
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_within_a_given_memory_is_planned(tiny_base, corpus, terms, tmp_path):
+    config = TrainingConfig(memory_bytes=10**9, device="cpu", max_steps=2, batch=4, adapter=AdapterConfig(rank=2))
+    plan = plan_training(tiny_base, config)
+    assert plan is not None
+    assert (plan.device, plan.batch, plan.quantization) == ("cpu", 4, Quantization.none())
+    assert plan_training(tiny_base, replace(config, memory_bytes=None)) is None
+    result = train_adapter(
+        corpus, domain="heart", glossary=terms, base=tiny_base, config=config,
+        adapters_dir=tmp_path / "adapters", runs_dir=tmp_path / "runs",
+    )  # fmt: skip
+    assert result.steps == 2
+    card = json.loads((result.path / "card.json").read_text(encoding="utf-8"))
+    assert card["config"]["quantization"] == {"linear": "none", "head": "none", "embedding": "none"}
+
+
+def test_a_saved_quantised_base_is_planned_as_it_is_stored(tiny_base, tmp_path):
+    save_quantized(load_base(tiny_base, quantization=Quantization.nf4(), device="cpu"), tmp_path / "saved")
+    plan = plan_training(tmp_path / "saved", TrainingConfig(memory_bytes=10**9, device="cpu"))
+    assert plan is not None
+    assert plan.quantization == Quantization.nf4()
 
 
 def test_the_loss_is_cross_entropy_on_the_models_own_logits(base, corpus, terms):

@@ -11,6 +11,7 @@ from t5refine_peft.cli.adapters import adapters
 from t5refine_peft.cli.demo import demo
 from t5refine_peft.cli.doctor import doctor
 from t5refine_peft.cli.evaluate import evaluate
+from t5refine_peft.cli.plan import plan
 from t5refine_peft.cli.prepare import prepare
 from t5refine_peft.cli.restore import restore
 from t5refine_peft.cli.train import train
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(prepare)
+app.command()(plan)
 app.command()(train)
 app.command()(evaluate)
 app.command()(restore)

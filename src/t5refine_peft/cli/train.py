@@ -31,6 +31,7 @@ def train(
         float | None, typer.Option(help="Share of the run (below 1) or step before which nothing stops it.")
     ] = None,
     report_to: Annotated[list[str] | None, typer.Option(help="A tracker, tensorboard say; may be repeated.")] = None,
+    memory: options.MemoryOrNone = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
     quantization: options.Quantization = None,
     runs_dir: Annotated[Path, typer.Option(help="The directory of the checkpoints.")] = Path("runs"),
@@ -63,6 +64,7 @@ def train(
         "patience": patience,
         "start_step": start_step,
         "quantization": Quantization.named(quantization) if quantization is not None else None,
+        "memory_bytes": None if memory is None else options.parse_bytes(memory),
         "device": device,
         "seed": seed,
         "adapter": AdapterConfig(rank=rank) if rank is not None else None,

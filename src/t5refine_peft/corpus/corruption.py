@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -95,40 +95,46 @@ def build_example(
 ) -> Example:
     """Put sentinels for `spans` (start, end, is a term), which are in order and do not overlap.
 
-    A term that lies wholly inside a span counts as a term in `term_mask` too.
+    A term that lies wholly inside a span counts as a term in `term_mask` too; `term_spans` are in order.
     """
     count = len(spans)
     sentinels = np.array(vocabulary.sentinel_ids[:count], dtype=np.int32)
-    starts = np.array([start for start, _, _ in spans], dtype=np.int64)
-    ends = np.array([end for _, end, _ in spans], dtype=np.int64)
-    masked, is_term = np.zeros(len(ids), dtype=bool), np.zeros(len(ids), dtype=bool)
+    firsts, lasts = [start for start, _, _ in spans], [end for _, end, _ in spans]
+    starts, ends = np.array(firsts, dtype=np.int64), np.array(lasts, dtype=np.int64)
+    is_term = np.zeros(len(ids), dtype=bool)
     for start, end, whole in spans:
-        masked[start:end] = True
-        is_term[start:end] = whole
-    reach = ends.tolist()
-    for start, end, _ in term_spans:
-        at = bisect_left(reach, end)
-        if at < count and spans[at][0] <= start:
+        if whole:
             is_term[start:end] = True
-    visible = ids.astype(np.int32, copy=True)
-    visible[starts] = sentinels
-    stays = ~masked
-    stays[starts] = True
+    at = 0
+    for start, end, _ in term_spans:
+        while at < count and lasts[at] < end:
+            at += 1
+        if at == count:
+            break
+        if firsts[at] <= start:
+            is_term[start:end] = True
     lengths = ends - starts
-    places = np.cumsum(lengths) - lengths + np.arange(count)  # of the sentinels among the labels
-    labels = np.empty(int(lengths.sum()) + count + 1, dtype=np.int32)
+    before = np.cumsum(lengths) - lengths  # masked tokens in front of each span
+    masked = np.arange(lengths.sum()) + np.repeat(starts - before, lengths)
+    places = before + np.arange(count)  # of the sentinels among the labels
+    filled = np.ones(len(masked) + count + 1, dtype=bool)
+    filled[places] = filled[-1] = False
+    labels = np.empty(len(filled), dtype=np.int32)
     labels[-1] = vocabulary.eos_id
     labels[places] = sentinels
-    filled = np.ones(len(labels), dtype=bool)
-    filled[places] = filled[-1] = False
     labels[filled] = ids[masked]
-    term_mask = np.zeros(len(labels), dtype=bool)
+    term_mask = np.zeros(len(filled), dtype=bool)
     term_mask[filled] = is_term[masked]
+    visible = ids.astype(np.int32, copy=True)
+    visible[starts] = sentinels
+    stays = np.ones(len(ids), dtype=bool)
+    stays[masked] = False
+    stays[starts] = True
     return Example(
         input_ids=np.append(visible[stays], np.int32(vocabulary.eos_id)),
         labels=labels,
         term_mask=term_mask,
-        spans=tuple((start, end) for start, end, _ in spans),
+        spans=tuple(zip(firsts, lasts, strict=True)),
     )
 
 
@@ -170,26 +176,29 @@ class _Mask:
         self.spans.append((start, end))
         self._labels_left -= 1
 
-    def add_terms(self, occurrences: Sequence[TermSpan], most: int) -> bool:
+    def add_terms(self, occurrences: Sequence[TermSpan], most: int) -> None:
         """Mask all `occurrences`, which are in order, or none if that takes more than `most` tokens or the sentinels.
 
         Those that share a piece, with each other or with what is masked already, become one span.
         """
-        fresh = sum(end - start - self._taken.count(1, start + 1, end + 1) for start, end, _ in occurrences)
+        tokens = sum([self._visible(start, end) for start, end, _ in occurrences])
         count = len(occurrences)
-        if fresh > most or len(self.spans) + count > self._sentinels or fresh + count > self._labels_left:
-            return False
+        if tokens > most or len(self.spans) + count > self._sentinels or tokens + count > self._labels_left:
+            return
         for occurrence in occurrences:
             start, end, _ = occurrence
-            before = self._taken.count(1)
+            fresh = self._visible(start, end)
             self._taken[start + 1 : end + 1] = b"\1" * (end - start)
-            gained = self._taken.count(1) - before
-            self.left -= gained
-            start, end = self._absorb(start, end)
+            self.left -= fresh
+            if self._joined or fresh < end - start:
+                start, end = self._absorb(start, end)
             self.spans.append((start, end))
-            self._labels_left -= gained + 1
+            self._labels_left -= fresh + 1
             self.terms.append(occurrence)
-        return True
+
+    def _visible(self, start: int, end: int) -> int:
+        """Tokens of a range that are not masked yet."""
+        return end - start - self._taken.count(1, start + 1, end + 1)
 
     def _absorb(self, start: int, end: int) -> tuple[int, int]:
         """Take out of the spans what overlaps the range, or touches it where they are joined; return the whole."""
@@ -223,6 +232,8 @@ def _choose_terms(
     choices = [spans for spans in groups.values() if spans[-1][0] >= mask.context_tokens]
     draws = rng.random(len(choices)).tolist()
     for at in rng.permutation(len(choices)).tolist():
+        if mask.spans and mask.left <= 0:
+            break
         occurrences = choices[at]
         chance = config.term_probability * (1.0 if weights is None else weights[occurrences[0][2]])
         if draws[at] < chance and max(end - start for start, end, _ in occurrences) <= config.max_span_tokens:

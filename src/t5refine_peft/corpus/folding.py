@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import regex
+import numpy as np
 
-from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.characters import CodePointTable, code_points, may_join, written_without_spaces
 
-_JOINS = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=L}\p{GCB=V}\p{GCB=T}\u00ad]")
-"""Characters that normalisation may join to the one before, and the soft hyphen."""
 _LINE_BREAK = re.compile(r"\r\n|[\n\r\v\f\x85\u2028\u2029]")
-_FEW = 400
-"""Up to so many characters are replaced one after the other, which is quicker than one pass through a table."""
+_SOFT_HYPHEN = "\u00ad"
+_UNIT = 0x110000
+"""In place of a code point: the character does not stand for one, or may join the one before."""
 
 
 @dataclass(frozen=True)
@@ -29,35 +26,39 @@ class Folded:
 
     Attributes:
         text: the folded text.
-        starts: where these units begin in `text`, in order.
-        ends: where they end; a unit that was dropped ends where it begins.
-        origins: their ranges in the original.
+        starts: (units,) where these units begin in `text`, in order.
+        ends: (units,) where they end; a unit that was dropped ends where it begins.
+        origins: (units, 2) their ranges in the original.
     """
 
     text: str
-    starts: Sequence[int] = ()
-    ends: Sequence[int] = ()
-    origins: Sequence[tuple[int, int]] = ()
+    starts: np.ndarray
+    ends: np.ndarray
+    origins: np.ndarray
 
-    def original(self, start: int, end: int) -> tuple[int, int] | None:
-        """The original's range for a range of `text` that is not empty; None where it cuts through a unit."""
-        if not self.starts:
-            return start, end
-        unit = bisect_right(self.starts, start) - 1
-        if unit < 0:
-            first = start
-        elif start >= self.ends[unit]:
-            first = self.origins[unit][1] + start - self.ends[unit]
-        elif start == self.starts[unit]:
-            first = self.origins[unit][0]
-        else:
-            return None
-        unit = bisect_left(self.starts, end) - 1
-        if unit < 0:
-            return first, end
-        if end < self.ends[unit]:
-            return None
-        return first, self.origins[unit][1] + end - self.ends[unit]
+    def original(self, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The original's ranges for ranges of `text`, none of them empty.
+
+        Args:
+            starts: (ranges,) where they begin in `text`.
+            ends: (ranges,) where they end.
+
+        Returns:
+            Where they begin in the original, where they end, and which are real: the others cut through a unit.
+        """
+        if not len(self.starts):
+            return starts, ends, np.ones(len(starts), dtype=bool)
+        unit = np.searchsorted(self.starts, starts, side="right") - 1
+        behind = (unit < 0) | (starts >= self.ends[unit])
+        first = np.where(behind, starts + self._shift(unit), self.origins[unit, 0])
+        real = behind | (starts == self.starts[unit])
+        unit = np.searchsorted(self.starts, ends, side="left") - 1
+        return first, ends + self._shift(unit), real & ((unit < 0) | (ends >= self.ends[unit]))
+
+    def _shift(self, unit: np.ndarray) -> np.ndarray:
+        """By how much a place behind `unit`, and before the next, lies further back in the original."""
+        shift: np.ndarray = np.where(unit < 0, 0, self.origins[unit, 1] - self.ends[unit])
+        return shift
 
 
 def fold(text: str) -> Folded:
@@ -66,43 +67,47 @@ def fold(text: str) -> Folded:
     A line break inside a text is a space, and nothing between two characters of a script without spaces; a blank line
     is a line break, which no term holds.
     """
-    chars = set(text)
-    plain = {char: _fold_unit(char) for char in chars}
-    joins = [char for char in chars if _is_join(char)]
-    wide = [char for char, folded in plain.items() if len(folded) != 1]
-    whole = _fold_plain(text, plain)
+    points = code_points(text)
+    folded = _FOLDS[points]
+    blank = points == ord(" ")
+    odd = folded == _UNIT
+    odd[1:] |= blank[1:] & blank[:-1]
+    folded[odd] = 0
+    whole = folded.tobytes().decode("utf-32-le", "surrogatepass")
     pieces: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    origins: list[tuple[int, int]] = []
+    units: list[tuple[int, int, int, int]] = []
     length = reached = 0
-    for match in _unit_pattern("".join(sorted(joins)), "".join(sorted(wide))).finditer(text):
-        start, end = match.span()
-        piece = _fold_space(text, start, end) if match[0].isspace() else _fold_unit(match[0])
+    for at in np.flatnonzero(odd).tolist():
+        if at < reached:
+            continue
+        start, end = _unit(text, at, reached)
+        piece = _fold_space(text, start, end) if text[at].isspace() else _fold_unit(text[start:end])
         length += start - reached
-        pieces += [whole[reached:start], piece]
-        starts.append(length)
+        pieces += whole[reached:start], piece
+        units.append((length, length + len(piece), start, end))
         length += len(piece)
-        ends.append(length)
-        origins.append((start, end))
         reached = end
-    return Folded("".join([*pieces, whole[reached:]]), starts, ends, origins) if starts else Folded(whole)
+    starts, ends, *origins = np.array(units, dtype=np.int64).reshape(-1, 4).T
+    return Folded("".join([*pieces, whole[reached:]]), starts, ends, np.stack(origins, axis=1))
 
 
-def _fold_plain(text: str, folds: dict[str, str]) -> str:
-    """`text` with each character folded that gives one character; others are left, so that the length stays."""
-    changed = [(char, other) for char, other in folds.items() if char != other and len(other) == 1]
-    if len(changed) > _FEW:
-        return text.translate({ord(char): other for char, other in changed})
-    for char, other in changed:  # in any order: what a character folds to is never folded again
-        text = text.replace(char, other)
-    return text
+def _unit(text: str, at: int, reached: int) -> tuple[int, int]:
+    """The range, behind `reached`, that is folded as one with the character `at`, the first odd one in it.
 
-
-@lru_cache(maxsize=2**16)
-def _fold_unit(unit: str) -> str:
-    """A character, with what joins it, after NFKC and case folding."""
-    return unicodedata.normalize("NFKC", unit.replace("\u00ad", "")).casefold()
+    A run of spaces, or a character with all that may join it.
+    """
+    start, end = at, at + 1
+    if text[at].isspace():
+        if start > reached and text[start - 1].isspace():
+            start -= 1
+        while end < len(text) and text[end].isspace():
+            end += 1
+        return start, end
+    if start > reached and _joins(text[start]) and not text[start - 1].isspace():
+        start -= 1
+    while end < len(text) and _joins(text[end]):
+        end += 1
+    return start, end
 
 
 def _fold_space(text: str, start: int, end: int) -> str:
@@ -117,16 +122,20 @@ def _fold_space(text: str, start: int, end: int) -> str:
 
 
 @lru_cache(maxsize=2**16)
-def _is_join(char: str) -> bool:
-    return _JOINS.match(char) is not None
+def _fold_unit(unit: str) -> str:
+    """A character, with what joins it, after NFKC and case folding."""
+    return unicodedata.normalize("NFKC", unit.replace(_SOFT_HYPHEN, "")).casefold()
 
 
-@lru_cache(maxsize=1024)
-def _unit_pattern(joins: str, wide: str) -> re.Pattern[str]:
-    """What does not stand for one character: given characters, and runs of spaces but a single blank."""
-    kinds = [r"\s{2,}", r"[^\S ]"]
-    if wide:
-        kinds.insert(0, f"[{re.escape(wide)}]")
-    if joins:
-        kinds.insert(0, rf"\S?[{re.escape(joins)}]+")
-    return re.compile("|".join(kinds))
+@lru_cache(maxsize=2**16)
+def _joins(char: str) -> bool:
+    return char == _SOFT_HYPHEN or may_join(char)
+
+
+def _folded_point(char: str) -> int:
+    """The code point that `char` alone folds to; `_UNIT` where it is not alone or folds to more, or is no blank."""
+    folded = _fold_unit(char)
+    return _UNIT if len(folded) != 1 or _joins(char) or (char.isspace() and char != " ") else ord(folded)
+
+
+_FOLDS = CodePointTable(_folded_point, np.int32)

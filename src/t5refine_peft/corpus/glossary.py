@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import ahocorasick
+import numpy as np
+from ahocorasick_rs import AhoCorasick, Implementation, MatchKind
 
-from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.characters import mark_borders
 from t5refine_peft.corpus.documents import Unit
 from t5refine_peft.corpus.folding import Folded, fold
 from t5refine_peft.corpus.reading import Corpus, read_documents
@@ -65,8 +68,8 @@ class Glossary:
         Raises:
             RefineError: no term is left.
         """
-        self._automaton = ahocorasick.Automaton()
         entries: list[Term] = []
+        self._keys: dict[str, int] = {}
         self.repeated: tuple[str, ...] = ()
         """Spellings that came a second time and were passed over."""
         for term in terms:
@@ -78,7 +81,6 @@ class Glossary:
                 entries.append(entry)
         if not entries:
             raise RefineError("the glossary holds no term: expected one term a line, found blank lines only")
-        self._automaton.make_automaton()
         self.entries: tuple[Term, ...] = tuple(entries)
         self.terms: tuple[str, ...] = tuple(entry.text for entry in entries)
         self.weights: tuple[float, ...] = tuple(entry.weight for entry in entries)
@@ -104,13 +106,26 @@ class Glossary:
 
     def find(self, text: str) -> list[TermMatch]:
         """Find the terms in `text`: leftmost, longest, not overlapping; offsets are the text's own characters."""
-        matches: list[TermMatch] = []
+        return [TermMatch(*match) for match in self.find_all(text).tolist()]
+
+    def find_all(self, text: str) -> np.ndarray:
+        """Find the terms as `find` does, for callers that go on with arrays.
+
+        Returns:
+            (matches, 3) int64: start, end and number of the term, in order.
+        """
+        folded = fold(text)
+        places, real = self._matches(folded, self._longest)
+        if real.all():
+            return places
+        places = self._places(folded)
+        chosen = []
         reached = 0
-        for match in self._places(fold(text)):
-            if match.start >= reached:
-                reached = match.end
-                matches.append(match)
-        return matches
+        for at, (start, end) in enumerate(places[:, :2].tolist()):
+            if start >= reached:
+                reached = end
+                chosen.append(at)
+        return places[chosen]
 
     def audit(
         self,
@@ -137,7 +152,7 @@ class Glossary:
         for document in read_documents(corpus, field=field, unit=unit):
             documents += 1
             chosen = TermMatch(0, 0, 0)
-            for match in self._places(fold(document.text)):
+            for match in map(TermMatch._make, self._places(fold(document.text)).tolist()):
                 if match.start >= chosen.end:
                     chosen = match
                     counts[match.term] += 1
@@ -159,32 +174,51 @@ class Glossary:
             repeated=self.repeated,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the automata, which can't be pickled and are built again."""
+        return {name: value for name, value in vars(self).items() if name not in ("_every", "_longest")}
+
     def _add(self, spelling: str, number: int) -> bool:
-        """Let the automaton find a spelling as the term `number`; False where it is blank or known."""
-        key = fold(spelling).text.strip()
-        if not key or key in self._automaton:
+        """Let a spelling be found as the term `number`; False where it is blank or known."""
+        key = mark_borders(fold(spelling).text.strip())
+        if not key or key in self._keys:
             return False
-        self._automaton.add_word(key, (len(key), number, _is_spaced(key[0]), _is_spaced(key[-1])))
+        self._keys[key] = number
         return True
 
-    def _places(self, folded: Folded) -> Iterator[TermMatch]:
-        """Every place of every term, overlapping ones too: leftmost first, of those the longest."""
-        text = folded.text
-        found = []
-        for last, (length, number, spaced_first, spaced_last) in self._automaton.iter(text):
-            start, end = last + 1 - length, last + 1
-            if (spaced_first and start and _is_spaced(text[start - 1])) or (
-                spaced_last and end < len(text) and _is_spaced(text[end])
-            ):
-                continue  # inside a word
-            found.append((start, -end, number))
-        found.sort()
-        for start, negative_end, number in found:
-            place = folded.original(start, -negative_end)
-            if place is not None:
-                yield TermMatch(*place, number)
+    @cached_property
+    def _longest(self) -> AhoCorasick:
+        return AhoCorasick(self._keys, MatchKind.LeftmostLongest, implementation=Implementation.ContiguousNFA)
 
+    @cached_property
+    def _every(self) -> AhoCorasick:
+        return AhoCorasick(self._keys, MatchKind.Standard, implementation=Implementation.ContiguousNFA)
 
-def _is_spaced(char: str) -> bool:
-    """Whether `char` is a letter or digit of a script that puts spaces between words."""
-    return char.isalnum() and not written_without_spaces(char)
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """(spellings,) int64: the term of each."""
+        return np.fromiter(self._keys.values(), dtype=np.int64)
+
+    def _matches(
+        self, folded: Folded, automaton: AhoCorasick, *, overlapping: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What an automaton finds in a folded text, by the original's characters.
+
+        Returns:
+            (matches, 3) int64: start, end and number of the term; and (matches,) bool, which of them are real: the
+            others cut through what became longer when it was folded.
+        """
+        found = automaton.find_matches_as_indexes(mark_borders(folded.text), overlapping=overlapping)
+        spellings, starts, ends = np.fromiter(chain.from_iterable(found), dtype=np.int64).reshape(-1, 3).T
+        first, last, real = folded.original(starts, ends)
+        return np.stack([first, last, self._numbers[spellings]], axis=1), real
+
+    def _places(self, folded: Folded) -> np.ndarray:
+        """Every place of every term, overlapping ones too: leftmost first, of those the longest.
+
+        Returns:
+            (places, 3) int64: start, end and number of the term.
+        """
+        matches, real = self._matches(folded, self._every, overlapping=True)
+        places: np.ndarray = matches[real]
+        return places[np.lexsort((-places[:, 1], places[:, 0]))]

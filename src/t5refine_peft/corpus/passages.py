@@ -21,7 +21,7 @@ _SEPARATOR = "\n\n"
 _CLAUSE_END = re.compile(r"[，、：]|[,:](?=\s)")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Passage:
     """A part of a document, ready to be masked.
 
@@ -69,6 +69,7 @@ def read_passages(
     Raises:
         RefineError: a budget that leaves no room for a passage.
     """
+    _check_budget(max_tokens - 1, context_tokens)
     whole = _SEPARATOR.join(texts)  # so that what can be done at once for all is done once
     places = list(accumulate((len(text) + len(_SEPARATOR) for text in texts), initial=0))[:-1]
     encoding, counts = vocabulary.encode_each(texts, places)
@@ -76,41 +77,30 @@ def read_passages(
     words = vocabulary.words(encoding, whole)
     words[borders[:-1][borders[:-1] < len(words)]] = True
     spans = term_token_spans(whole, encoding, glossary, vocabulary) if glossary else np.zeros((0, 3), dtype=np.int32)
-    documents = []
-    for text, place, end, count in zip(texts, places, borders.tolist(), counts.tolist(), strict=True):
-        own = slice(end - count, end)
-        low, high = np.searchsorted(spans[:, 0], [own.start, own.stop])
-        document = _Document(
-            text=text,
-            encoding=Encoding(encoding.ids[own], encoding.starts[own] - place, encoding.ends[own] - place),
-            word_starts=words[own],
-            term_spans=spans[low:high] - np.array([own.start, own.start, 0], dtype=np.int32),
-        )
-        documents.append(list(_passages(document, max_tokens - 1, context_tokens)))
+    owners = np.searchsorted(borders, spans[:, 0], side="right")
+    spans[:, :2] -= (borders - counts)[owners, None]
+    spans_behind = np.searchsorted(owners, np.arange(len(texts)), side="right").tolist()
+    documents: list[list[Passage]] = []
+    first = low = 0
+    for text, place, last, high in zip(texts, places, borders.tolist(), spans_behind, strict=True):
+        ids, own_words, own_spans = encoding.ids[first:last], words[first:last], spans[low:high]
+        if 0 < len(ids) < max_tokens:  # true of most documents that are short, where every call counts
+            documents.append([Passage(ids, own_words, own_spans, context_tokens=0, start=0, end=len(text))])
+        else:
+            own = Encoding(ids, encoding.starts[first:last] - place, encoding.ends[first:last] - place)
+            documents.append(list(_passages(text, own, own_words, own_spans, max_tokens - 1, context_tokens)))
+        first, low = last, high
     return documents
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Document:
-    text: str
-    encoding: Encoding
-    word_starts: np.ndarray
-    term_spans: np.ndarray
-
-
-def _passages(document: _Document, max_tokens: int, context_tokens: int) -> Iterator[Passage]:
-    words, spans, encoding = document.word_starts, document.term_spans, document.encoding
+def _passages(
+    text: str, encoding: Encoding, words: np.ndarray, spans: np.ndarray, max_tokens: int, context_tokens: int
+) -> Iterator[Passage]:
+    cuts = split_passages(text, encoding, words, term_spans=spans, max_tokens=max_tokens, context_tokens=context_tokens)
     start = 0
-    for cut in split_passages(
-        document.text,
-        encoding,
-        words,
-        term_spans=spans,
-        max_tokens=max_tokens,
-        context_tokens=context_tokens,
-    ):
+    for cut in cuts:
         last = cut.stop == len(words)
-        end = len(document.text) if last else int(encoding.starts[cut.stop])
+        end = len(text) if last else int(encoding.starts[cut.stop])
         first = cut.start
         if context_tokens and first:
             before = np.flatnonzero(words[max(0, first - context_tokens) : first])
@@ -153,11 +143,7 @@ def split_passages(
     Raises:
         RefineError: `context_tokens` takes more than half of the budget, or there is none.
     """
-    if max_tokens < 1 or context_tokens < 0 or 2 * context_tokens > max_tokens:
-        raise RefineError(
-            "a passage needs 2 tokens at least, and its context may take half of them, found "
-            f"{max_tokens + 1} tokens with {context_tokens} of context; raise the one or lower the other"
-        )
+    _check_budget(max_tokens, context_tokens)
     count = len(encoding.ids)
     if count <= max_tokens:
         return [slice(0, count)] if count else []
@@ -177,6 +163,14 @@ def split_passages(
     return slices
 
 
+def _check_budget(max_tokens: int, context_tokens: int) -> None:
+    if max_tokens < 1 or context_tokens < 0 or 2 * context_tokens > max_tokens:
+        raise RefineError(
+            "a passage needs 2 tokens at least, and its context may take half of them, found "
+            f"{max_tokens + 1} tokens with {context_tokens} of context; raise the one or lower the other"
+        )
+
+
 def term_token_spans(text: str, encoding: Encoding, glossary: Glossary, vocabulary: Vocabulary) -> np.ndarray:
     """Token ranges that cover the glossary's terms in `text`, in order, each with the term's number.
 
@@ -187,7 +181,7 @@ def term_token_spans(text: str, encoding: Encoding, glossary: Glossary, vocabula
     Returns:
         (terms, 3) int32: first token, token behind the last, number of the term.
     """
-    matches = np.array(glossary.find(text), dtype=np.int32).reshape(-1, 3)
+    matches = glossary.find_all(text)
     first = np.searchsorted(encoding.ends, matches[:, 0], side="right")
     last = np.searchsorted(encoding.starts, matches[:, 1], side="left")
     kept = last > first  # a match of characters that normalisation drops has no token

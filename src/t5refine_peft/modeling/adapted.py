@@ -47,7 +47,7 @@ def adapted_linears(hidden: torch.Tensor, *layers: Any) -> tuple[torch.Tensor, .
     rate = present[0].dropout if present and layers[0].training else 0.0
     return _Adapted.apply(  # type: ignore[no-any-return, no-untyped-call]
         hidden,
-        F.dropout(hidden, rate) if rate else None,
+        dropped(hidden, rate) if rate else None,
         [layer.base_layer if isinstance(layer, LoraLayer) else layer for layer in layers],
         [adapter.scale for adapter in present],
         *(adapter.first for adapter in present),
@@ -144,6 +144,11 @@ class _Adapted(torch.autograd.Function):
             *(gradient.to(first.dtype) for gradient, first in zip(by_firsts, firsts, strict=True)),
             *by_seconds,
         )
+
+
+def dropped(values: torch.Tensor, rate: float) -> torch.Tensor:
+    """Dropout that keeps a byte a number for its gradient; `F.dropout` keeps a number on a CPU."""
+    return torch.native_dropout(values, rate, True)[0]
 
 
 def frozen_norm(hidden: torch.Tensor, norm: Any) -> torch.Tensor:

@@ -22,11 +22,12 @@ def additive_mask(
     Returns:
         (rows or 1, heads, queries, keys), without a copy for each head or row where they are alike; None adds nothing.
     """
+    if bias is not None:
+        bias = bias.to(dtype).contiguous()  # T5 makes it with the heads last, which attention kernels don't take
     if visible is None:
-        return None if bias is None else bias.to(dtype)
+        return bias
     added = bias if bias is not None else visible.new_zeros((1, 1, 1, 1), dtype=dtype)
-    masked = torch.where(visible[:, None], added.to(dtype), torch.finfo(dtype).min)
-    return masked.expand(-1, heads, -1, -1)
+    return torch.where(visible[:, None], added, torch.finfo(dtype).min).expand(-1, heads, -1, -1)
 
 
 def attend(

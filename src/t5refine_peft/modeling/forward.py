@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import NewGELUActivation
 
-from t5refine_peft.modeling.adapted import adapted_linears, frozen_norm
+from t5refine_peft.modeling.adapted import adapted_linears, dropped, frozen_norm
 from t5refine_peft.modeling.attention import additive_mask, attend, mask_dtype
 from t5refine_peft.modeling.packing import HeadMoves, Rows, pack, visible
 
@@ -75,29 +76,61 @@ def label_states(
         labels: (passages, labels) int64, -100 on padding.
         checkpointed_blocks: see `packed_forward`.
     """
-    seen = attention_mask.bool()
-    asked = _up_to_the_last(labels != -100)
-    inputs, outputs = pack(seen.sum(1).tolist(), asked.sum(1).tolist())
-    device = input_ids.device
-    inputs, outputs = inputs.to(device), outputs.to(device)
-    first = checkpointed_blocks - len(core.encoder.block)
-    encoded = _run(core.encoder, input_ids[seen], _Sight.of(core.encoder, inputs), None, None, checkpointed_blocks)
+    lengths = attention_mask.sum(1).tolist(), _asked(labels).tolist()  # all that the host waits for
+    return flat_label_states(
+        core,
+        _without_padding(input_ids, lengths[0]),
+        _without_padding(core._shift_right(labels), lengths[1]),
+        _without_padding(labels, lengths[1]),
+        *pack(*lengths),
+        checkpointed_blocks=checkpointed_blocks,
+    )
+
+
+def flat_label_states(
+    core: Any,
+    input_ids: torch.Tensor,
+    decoder_ids: torch.Tensor,
+    labels: torch.Tensor,
+    inputs: Rows,
+    outputs: Rows,
+    *,
+    checkpointed_blocks: int = 0,
+) -> LabelStates:
+    """Run encoder and decoder on tokens that are flat already, the passages one after the other.
+
+    Args:
+        core: see `packed_forward`.
+        input_ids: (input tokens,) int64.
+        decoder_ids: (label tokens,) int64, the labels shifted to the right within each passage.
+        labels: (label tokens,) int64.
+        inputs: where the input tokens stand in rows; see `pack`.
+        outputs: the same of the label tokens.
+        checkpointed_blocks: see `packed_forward`.
+    """
+    inputs, outputs = inputs.to(input_ids.device), outputs.to(input_ids.device)
+    encoded = _run(core.encoder, input_ids, _Sight.of(core.encoder, inputs), None, None, checkpointed_blocks)
     decoded = _run(
         core.decoder,
-        core._shift_right(labels)[asked],
+        decoder_ids,
         _Sight.of(core.decoder, outputs),
         encoded,
         _Sight.across(core.decoder, outputs, inputs),
-        max(0, first),
+        checkpointed_blocks - len(core.encoder.block),
     )
-    return LabelStates(decoded * _head_scale(core), labels[asked])
+    return LabelStates(decoded * _head_scale(core), labels)
 
 
-def _up_to_the_last(wanted: torch.Tensor) -> torch.Tensor:
-    """(passages, places) bool: True up to the last True of each row, and on the first place at least."""
-    ahead = wanted.flip(1).cummax(1).values.flip(1)
-    ahead[:, 0] = True
-    return ahead
+def _asked(labels: torch.Tensor) -> torch.Tensor:
+    """(passages,) int64: how many places of each passage reach to its last label that counts; one at least."""
+    return ((labels != -100) * torch.arange(1, labels.shape[1] + 1, device=labels.device)).amax(1).clamp_min(1)
+
+
+def _without_padding(padded: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """(passages, width) to (tokens,): the first `lengths` of each passage, one passage after the other."""
+    width = padded.shape[1]
+    kept = np.concatenate([np.arange(length) + row * width for row, length in enumerate(lengths)])
+    return padded.flatten().index_select(0, torch.from_numpy(kept).to(padded.device, non_blocking=True))
 
 
 def _head_scale(core: Any) -> float:
@@ -218,4 +251,4 @@ def _feed_forward(hidden: torch.Tensor, layer: Any, rate: float) -> torch.Tensor
 
 
 def _dropout(values: torch.Tensor, rate: float) -> torch.Tensor:
-    return F.dropout(values, rate) if rate else values
+    return dropped(values, rate) if rate else values

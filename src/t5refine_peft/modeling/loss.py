@@ -21,7 +21,7 @@ from t5refine_peft.modeling.layers import QuantizedLinear
 from t5refine_peft.modeling.matrices import DenseMatrix, Matrix
 from t5refine_peft.modeling.precision import computing_dtype
 
-_TILE_BYTES_CPU, _TILE_BYTES_GPU = 8 << 20, 32 << 20
+TILE_BYTES_CPU, TILE_BYTES_GPU = 8 << 20, 32 << 20
 """What a tile's rows, logits and weights may take together: on a CPU about its cache, on a GPU enough for products that
 fill it, and little beside a base of any size."""
 _PRODUCT_BYTES = 16 << 20
@@ -276,7 +276,7 @@ def _tiles(matrix: Matrix, hidden: torch.Tensor, labels: torch.Tensor) -> Iterat
     """Cut the rows into tiles whose rows, logits and weights fit the budget, each with the tokens labelled in it."""
     narrow = hidden.element_size()
     row_bytes = matrix.width * narrow + len(labels) * (max(4, narrow) + 2 * narrow)
-    budget = _TILE_BYTES_CPU if hidden.device.type == "cpu" else _TILE_BYTES_GPU
+    budget = TILE_BYTES_CPU if hidden.device.type == "cpu" else TILE_BYTES_GPU
     size = max(1, budget // row_bytes // matrix.step) * matrix.step
     ordered, order = labels.sort()
     starts = torch.arange(0, matrix.rows + size, size, device=labels.device)

@@ -31,6 +31,8 @@ class Rows:
     """(count, width) int64: the flat number of the token that stands there, 0 where none does."""
     places: torch.Tensor
     """(tokens,) int64: the place of each flat token, counted through all rows."""
+    empty: torch.Tensor
+    """(places without a token,) int64, counted likewise."""
     is_full: bool
     """Whether each row is one passage and no place is empty, so that nothing has to be masked."""
 
@@ -42,6 +44,7 @@ class Rows:
             passages=self.passages.to(device, non_blocking=True),
             tokens=self.tokens.to(device, non_blocking=True),
             places=self.places.to(device, non_blocking=True),
+            empty=self.empty.to(device, non_blocking=True),
             is_full=self.is_full,
         )
 
@@ -92,6 +95,7 @@ def _lay_out(rows: list[list[int]], lengths: Sequence[int]) -> Rows:
         passages=torch.from_numpy(passages),
         tokens=torch.from_numpy(tokens),
         places=torch.from_numpy(places),
+        empty=torch.from_numpy(np.flatnonzero(passages < 0)),
         is_full=all(length == width for length in lengths),
     )
 
@@ -120,9 +124,13 @@ class HeadMoves:
         self.heads = heads
         head = torch.arange(heads, device=rows.tokens.device)
         self._into = (rows.tokens[:, None, :] * heads + head[:, None]).flatten()
-        row, column = rows.places // rows.width, rows.places % rows.width
-        self._out = ((row[:, None] * heads + head) * rows.width + column[:, None]).flatten()
-        self._empty = (rows.passages < 0)[:, None, :].expand(-1, heads, -1).flatten().nonzero().flatten()
+        self._out = self._of_each_head(rows.places, head)
+        self._empty = self._of_each_head(rows.empty, head)
+
+    def _of_each_head(self, places: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        """The places of (rows, places) in (rows, heads, places), for each place one head after the other."""
+        row, column = places // self.rows.width, places % self.rows.width
+        return ((row[:, None] * self.heads + head) * self.rows.width + column[:, None]).flatten()
 
     def into_rows(self, flat: torch.Tensor) -> torch.Tensor:
         """(tokens, heads * width) to (rows, heads, places, width); an empty place holds any token."""

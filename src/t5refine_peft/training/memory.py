@@ -9,6 +9,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from t5refine_peft.errors import RefineError
+from t5refine_peft.training.cuts import cut_batch
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +20,19 @@ class MicroBatches:
     A resumed run begins with the configured size, and finds the one that fits again.
     """
 
-    def __init__(self, *, train: int, evaluation: int) -> None:
-        """Begin with this many passages in training and in evaluation."""
+    def __init__(self, *, train: int, evaluation: int, max_tokens: int | None = None) -> None:
+        """Begin with this many passages in training and in evaluation, and of them at most `max_tokens` tokens."""
         self._train = train
         self._evaluation = evaluation
+        self._max_tokens = max_tokens
 
     def split(self, inputs: dict[str, torch.Tensor], *, evaluation: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Cut a batch, (passages, tokens) each, into parts that fit."""
         size = self._evaluation if evaluation else self._train
         rows = len(inputs["labels"])
-        if rows <= size:
-            yield inputs
-            return
         for at in range(0, rows, size):
-            yield {name: tensor[at : at + size] for name, tensor in inputs.items()}
+            part = inputs if rows <= size else {name: tensor[at : at + size] for name, tensor in inputs.items()}
+            yield from cut_batch(part, max_tokens=self._max_tokens)
 
     def halve(self, error: RuntimeError, *, step: int, processes: int = 1, evaluation: bool = False) -> None:
         """Halve the size after `error`, and say so.
@@ -58,9 +58,12 @@ class MicroBatches:
             self._evaluation = size // 2
         else:
             self._train = size // 2
+        if self._max_tokens is not None:
+            self._max_tokens = max(1, self._max_tokens // 2)
         what = "evaluation batch" if evaluation else "micro-batch"
+        passages = "passages" if self._max_tokens is None else f"passages of at most {self._max_tokens} tokens together"
         logger.warning(
-            "out of memory at step %d: %s %d -> %d; the batch and its order stay as they were",
-            step, what, size, size // 2,
+            "out of memory at step %d: %s %d -> %d %s; the batch and its order stay as they were",
+            step, what, size, size // 2, passages,
         )  # fmt: skip
         clear_device_cache(garbage_collection=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from t5refine_peft.evaluation.report import render_report
 from t5refine_peft.evaluation.scores import EvaluationReport
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.lora import add_adapter, reload_adapter, save_adapter
+from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
@@ -41,11 +42,12 @@ from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, finger
 from t5refine_peft.training.data import training_data
 from t5refine_peft.training.health import HealthCallback
 from t5refine_peft.training.interrupt import InterruptCallback
+from t5refine_peft.training.planning import cap_memory, plan_training
 from t5refine_peft.training.processes import is_first_process, local_device, micro_batches, process_count
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 from t5refine_peft.training.trainer import AdapterTrainer
 
-_NO_BEARING = {"device", "report_to", "save_steps"}
+_NO_BEARING = {"device", "memory_bytes", "report_to", "save_steps"}
 """Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such."""
 
 
@@ -121,12 +123,8 @@ def train_adapter(
         check_writable(target.parent)
         check_writable(run.path.parent)
     terms = _glossary(glossary)
-    device = config.device or local_device()
-    loaded = (
-        base
-        if isinstance(base, Base)
-        else load_base(base, quantization=config.quantization, device=device, precision=config.precision)
-    )
+    loaded, plan = _load(base, config)
+    config = replace(config, quantization=loaded.quantization)
     data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
     splits, config = data.splits, data.config
     checkpoint = _begin(run, target, _identity(splits, data.glossary_fingerprint, loaded, config), resume)
@@ -152,7 +150,9 @@ def train_adapter(
         )
         rescue = RunDirectory(AdapterRegistry(rescue_dir).place(domain)) if rescue_dir is not None else None
         others = [callback for callback in callbacks if callback is not interrupt]
-        trainer = _trainer(model, loaded, splits, collator, config, run.path, [stopping, *others, interrupt], rescue)
+        trainer = _trainer(
+            model, loaded, splits, collator, config, run.path, [stopping, *others, interrupt], rescue, plan
+        )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
         best_step = state.best_global_step or state.global_step
@@ -207,6 +207,20 @@ def train_adapter(
     )
 
 
+def _load(base: str | Path | Base, config: TrainingConfig) -> tuple[Base, MemoryPlan | None]:
+    """The base, stored as the plan of its memory says, and that plan."""
+    device = config.device or local_device()
+    plan = plan_training(base, replace(config, device=device))
+    if isinstance(base, Base):
+        loaded = base
+    else:
+        quantization = config.quantization if plan is None else plan.quantization
+        loaded = load_base(base, quantization=quantization, device=device, precision=config.precision)
+    if plan is not None:
+        cap_memory(plan, loaded.device)
+    return loaded, plan
+
+
 def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: TrainingConfig) -> RunIdentity:
     """What the run depends on; where it is saved and told has no bearing on the adapter."""
     tokens, terms = fingerprint_splits(splits)
@@ -252,6 +266,7 @@ def _trainer(
     run: Path,
     callbacks: list[TrainerCallback],
     rescue: RunDirectory | None = None,
+    plan: MemoryPlan | None = None,
 ) -> AdapterTrainer:
     train, validation = splits["train"], splits["validation"]
     validation = validation.select(range(min(len(validation), config.evaluation_passages)))
@@ -270,6 +285,7 @@ def _trainer(
         gradient_accumulation_steps=accumulated,
         per_device_eval_batch_size=micro_batch * 2,
         weight_decay=0.0,
+        optim="paged_adamw_8bit" if base.device.type == "cuda" else "adamw_torch_fused",
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -308,6 +324,7 @@ def _trainer(
         run=RunDirectory(run),
         rescue=rescue,
         term_test=term_test,
+        plan=plan,
     )
     trainer.pop_callback(transformers.PrinterCallback)
     trainer.add_callback(

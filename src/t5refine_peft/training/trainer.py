@@ -19,6 +19,7 @@ from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.forward import LabelStates, packed_forward
 from t5refine_peft.modeling.lora import save_adapter
 from t5refine_peft.modeling.loss import frozen_head_cross_entropy
+from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.training.checkpoints import RunDirectory, random_states, write_state
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
@@ -36,17 +37,24 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         run: RunDirectory,
         rescue: RunDirectory | None = None,
         term_test: TermTest | None = None,
+        plan: MemoryPlan | None = None,
         **kwargs: Any,
     ) -> None:
         """Take, beside what any Trainer takes, the base, the passages' `lengths`, the directory of the run, the one
-        that checkpoints go to when that one takes no more, and the term questions to ask at each evaluation."""
+        that checkpoints go to when that one takes no more, the term questions to ask at each evaluation, and the plan
+        that cuts the batch to micro-batches by tokens and tells how many blocks to compute again."""
         super().__init__(*args, **kwargs)
         self._base = base
         self._run = run
         self._record = run.record()
         self._rescue = rescue
         self._term_test = term_test
-        self._micro_batches = MicroBatches(train=self.args.train_batch_size, evaluation=self.args.eval_batch_size)
+        self._micro_batches = MicroBatches(
+            train=self.args.train_batch_size,
+            evaluation=self.args.eval_batch_size,
+            max_tokens=None if plan is None else plan.micro_batch_tokens,
+        )
+        self._checkpointed_blocks = 0 if plan is None else plan.checkpointed_blocks
         self._step_inputs: list[dict[str, torch.Tensor]] = []
         self.sampler = LengthGroupedSampler(
             lengths,
@@ -80,7 +88,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         So the loss and its gradient are the same however a batch is cut into micro-batches and spread over processes;
         the model's own mean is not (it would weigh each micro-batch equally, and be added up).
         """
-        loss, count = token_loss(model, inputs, self._base)
+        loss, count = token_loss(model, inputs, self._base, checkpointed_blocks=self._checkpointed_blocks)
         loss = loss / (count if num_items_in_batch is None else num_items_in_batch)
         loss = loss * self.args.world_size  # gradients are averaged over the processes
         return (loss, {}) if return_outputs else loss
@@ -252,13 +260,15 @@ def _callback_states(callbacks: list[Any]) -> dict[str, Any]:
     return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
 
 
-def token_loss(model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base) -> tuple[torch.Tensor, int]:
+def token_loss(
+    model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base, *, checkpointed_blocks: int = 0
+) -> tuple[torch.Tensor, int]:
     """Summed cross-entropy in fp32 of the labels that are not -100, and their number; no logits are held.
 
-    Equals `F.cross_entropy` on the model's own logits.
+    Equals `F.cross_entropy` on the model's own logits. `checkpointed_blocks`: see `packed_forward`.
     """
     core: PreTrainedModel = base.model
-    with packed_forward(core):
+    with packed_forward(core, checkpointed_blocks=checkpointed_blocks):
         states: LabelStates = model(
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=inputs["labels"]
         )

@@ -1,0 +1,93 @@
+"""`t5refine plan`: what fits in this much memory, and why."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from t5refine_peft.cli import options
+
+if TYPE_CHECKING:
+    from t5refine_peft.modeling.memory import MemoryPlan
+
+
+def plan(
+    memory: options.Memory,
+    base: options.Base = "google/mt5-base",
+    quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4; by default the least lossy.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Passages in memory at once; by default as many as fit.")] = None,
+    input_tokens: Annotated[int, typer.Option(help="Of the longest passage.")] = 512,
+    label_tokens: Annotated[int, typer.Option(help="Of the longest passage's labels.")] = 256,
+    rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    as_json: options.Json = False,
+) -> None:
+    """Plan the memory of training from a base's configuration alone; no weights are read.
+
+    Example: t5refine plan --base google/mt5-xl --memory 6GB
+    """
+    from t5refine_peft.config import AdapterConfig, Quantization
+    from t5refine_peft.errors import RefineError
+    from t5refine_peft.modeling.memory import plan_memory
+    from t5refine_peft.modeling.shapes import OFFICIAL_NAMES
+
+    if device not in ("cuda", "cpu"):
+        raise RefineError(f"no device {device!r} to plan for: expected cuda or cpu")
+
+    def planned(name: str) -> MemoryPlan:
+        return plan_memory(
+            name,
+            options.parse_bytes(memory),
+            quantization=None if quantization is None else Quantization.named(quantization),
+            batch=batch,
+            input_tokens=input_tokens,
+            label_tokens=label_tokens,
+            adapter=AdapterConfig() if rank is None else AdapterConfig(rank=rank),
+            device="cuda" if device == "cuda" else "cpu",
+        )
+
+    found = planned(base)
+    if as_json:
+        print(json.dumps(_as_json(found)))
+        return
+    _print(found)
+    print("\nall sizes of mT5 in the same memory")
+    for name in OFFICIAL_NAMES:
+        print(f"  {_line(planned(name))}")
+
+
+def _as_json(plan: MemoryPlan) -> dict[str, object]:
+    from dataclasses import asdict
+
+    settings = {name: value for name, value in asdict(plan).items() if name != "parts"}
+    return {
+        **settings,
+        "optimizer": "paged_adamw_8bit" if plan.device == "cuda" else "adamw_torch_fused",
+        **plan.parts,
+        "total_bytes": plan.total_bytes,
+        "fits": plan.fits,
+    }
+
+
+def _print(plan: MemoryPlan) -> None:
+    print(_line(plan))
+    for name, size in plan.parts.items():
+        print(f"  {name.removesuffix('_bytes').replace('_', ' '):16}{size / 2**20:10.1f} MiB")
+    print(f"  {'peak':16}{plan.total_bytes / 2**20:10.1f} MiB (a live layer or the loss, whichever is larger)")
+    if plan.host_bytes:
+        print(f"  {'on the host':16}{plan.host_bytes / 2**20:10.1f} MiB")
+    if plan.advice:
+        print(plan.advice)
+
+
+def _line(plan: MemoryPlan) -> str:
+    from t5refine_peft.modeling.memory import describe
+
+    verdict = "fits" if plan.fits else "does not fit"
+    return (
+        f"{plan.base}: {verdict}, {plan.total_bytes / 2**30:.2f} of {plan.budget_bytes / 2**30:.2f} GiB; "
+        f"{describe(plan.quantization)}; {plan.batch} x {plan.input_tokens} -> {plan.label_tokens} tokens at once; "
+        f"{plan.checkpointed_blocks} of {plan.blocks} blocks recomputed"
+    )

@@ -1,0 +1,68 @@
+"""The memory of a run, planned before its base is loaded, and kept to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from t5refine_peft.config import Quantization, TrainingConfig
+from t5refine_peft.errors import RefineError
+from t5refine_peft.modeling.base import Base
+from t5refine_peft.modeling.memory import GPU_CONTEXT_BYTES, MemoryPlan, plan_memory
+from t5refine_peft.modeling.precision import choose_precision
+from t5refine_peft.modeling.stored import read_record
+
+
+def plan_training(base: str | Path | Base, config: TrainingConfig) -> MemoryPlan | None:
+    """The plan of a run: within `config.memory_bytes`, else within what the GPU has free; None on a CPU without it.
+
+    A passage is planned with half as many label tokens as input tokens, which is more than any mask share below a
+    third gives.
+
+    Raises:
+        RefineError: it does not fit, with the plan's advice.
+    """
+    device = base.device if isinstance(base, Base) else torch.device(config.device or _default_device())
+    if config.memory_bytes is None and device.type != "cuda":
+        return None
+    budget = config.memory_bytes or _own_and_free_bytes(device)
+    precision = choose_precision(device) if config.precision == "auto" else config.precision
+    plan = plan_memory(
+        base.name if isinstance(base, Base) else base,
+        budget,
+        quantization=base.quantization if isinstance(base, Base) else config.quantization or _saved(base),
+        batch=config.micro_batch,
+        max_batch=config.batch,
+        input_tokens=config.max_passage_tokens + 1,  # the end mark
+        label_tokens=config.max_passage_tokens // 2 + 1,
+        adapter=config.adapter,
+        precision=precision,
+        device="cuda" if device.type == "cuda" else "cpu",
+    )
+    if not plan.fits:
+        raise RefineError(f"{plan.advice}; see t5refine plan --base {plan.base}")
+    return plan
+
+
+def cap_memory(plan: MemoryPlan, device: torch.device) -> None:
+    """Let PyTorch take no more of a GPU than the plan's budget: Windows would spill to the host without a word."""
+    if device.type == "cuda":
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (plan.budget_bytes - GPU_CONTEXT_BYTES) / whole), device)
+
+
+def _saved(base: str | Path) -> Quantization | None:
+    """How a directory that `save_quantized` wrote is stored; None leaves the choice."""
+    record = read_record(Path(base))
+    return None if record is None else record.quantization
+
+
+def _own_and_free_bytes(device: torch.device) -> int:
+    """What a GPU has free, with what this process holds of it already: its context, and perhaps a loaded base."""
+    free: int = torch.cuda.mem_get_info(device)[0]
+    return free + torch.cuda.memory_reserved(device) + GPU_CONTEXT_BYTES
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
