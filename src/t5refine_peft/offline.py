@@ -12,10 +12,11 @@ from types import ModuleType
 _CPU_BACKEND = "bitsandbytes.backends.cpu.ops"
 
 
-class _OfflineLoader(SourceFileLoader):
+class OfflineLoader(SourceFileLoader):
     """Runs the module without the package `kernels`, and without the warning that it is missing."""
 
     def exec_module(self, module: ModuleType) -> None:
+        """Run it with an import of `kernels` that fails at once."""
         import logging
 
         absent = object()
@@ -48,7 +49,7 @@ class OfflineFinder(MetaPathFinder):
         found = PathFinder.find_spec(fullname, path)
         if found is None or found.origin is None:
             return None
-        return spec_from_file_location(fullname, found.origin, loader=_OfflineLoader(fullname, found.origin))
+        return spec_from_file_location(fullname, found.origin, loader=OfflineLoader(fullname, found.origin))
 
 
 def keep_bitsandbytes_offline() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from t5refine_peft import AdapterConfig
-from t5refine_peft.modeling.lora import add_adapter, linear_layers, reload_adapter, save_adapter
+from t5refine_peft.modeling.lora import add_adapter, linear_layers, load_adapted, reload_adapter, save_adapter
 
 
 def test_every_linear_layer_but_the_head(base):
@@ -41,3 +42,12 @@ def test_the_saved_adapter_is_small_and_loads_in_plain_peft(base, tiny_base: Pat
             alone = model(input_ids=ids, labels=labels).logits
     assert torch.allclose(ours, theirs, atol=1e-5, rtol=0)
     assert not torch.allclose(ours, alone, atol=1e-3)
+
+
+def test_neither_training_nor_loading_warns_of_what_is_between_the_libraries(base, tmp_path: Path):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model = add_adapter(base, AdapterConfig(rank=2))
+        save_adapter(model, tmp_path)
+        load_adapted(model.unload(), tmp_path)
+    assert [str(warning.message) for warning in told] == []

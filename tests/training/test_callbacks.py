@@ -31,22 +31,20 @@ def rows(count: int) -> list[dict[str, torch.Tensor]]:
 def plain_trainer(tiny_base: Path, where: Path, *callbacks: object, **options: object) -> Seq2SeqTrainer:
     torch.manual_seed(0)
     model = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), LoraConfig(task_type="SEQ_2_SEQ_LM", r=2))
+    usual = {"save_strategy": "steps", "metric_for_best_model": "loss", "load_best_model_at_end": True}
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(where),
         max_steps=8,
         per_device_train_batch_size=4,
         eval_strategy="steps",
         eval_steps=2,
-        save_strategy="steps",
         save_steps=2,
         logging_steps=1,
-        metric_for_best_model="loss",
-        load_best_model_at_end=True,
         restore_callback_states_from_checkpoint=True,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
-        **options,
+        **{**usual, **options},
     )
     return Seq2SeqTrainer(
         model=model, args=arguments, train_dataset=rows(16), eval_dataset=rows(4), callbacks=list(callbacks)
@@ -94,6 +92,16 @@ def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path
     PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), tmp_path / "best")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     plain_trainer(tiny_base, tmp_path, *ours()).train(resume_from_checkpoint=True)
+
+
+def test_ctrl_c_after_the_last_step_claims_no_checkpoint_that_is_not_there(tiny_base, tmp_path, caplog):
+    late = AtEvent("on_epoch_end", 8, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(
+        tiny_base, tmp_path, *ours(), late, save_strategy="no", load_best_model_at_end=False, metric_for_best_model=None
+    )
+    trainer.train()
+    assert "training had ended when it was interrupted; its weights are in memory alone, so it goes on" in caplog.text
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_ctrl_c_stops_at_once(tiny_base, tmp_path):

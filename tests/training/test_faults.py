@@ -17,6 +17,7 @@ from runs import AtEvent, same, train_tiny, weights
 from t5refine_peft import RefineError
 from t5refine_peft.storage import check_writable, remove_directory, write_file
 from t5refine_peft.training import trainer
+from t5refine_peft.training.checkpoints import RunDirectory
 
 
 @pytest.fixture
@@ -81,6 +82,15 @@ def test_the_state_in_memory_is_saved_in_the_place_that_was_given(tiny_base, cor
     }  # fmt: skip
     train_tiny(tiny_base, corpus, terms, tmp_path, runs_dir=tmp_path / "rescue", resume=True)
     assert same(weights(tmp_path / "whole"), weights(tmp_path))
+
+
+def test_a_rescue_place_that_is_full_too_is_told_with_the_first(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    full = AtEvent("on_step_end", 5, lambda: monkeypatch.setattr(trainer, "write_state", no_space))
+    with pytest.raises(RefineError) as raised:
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[full], rescue_dir=tmp_path / "rescue")
+    first, second = str(raised.value).split("; nor could the state be saved elsewhere: ")
+    assert first.startswith(f"{tmp_path / 'runs' / 'heart' / 'checkpoint-6'} can't be written: No space left on device")
+    assert second.startswith(f"{tmp_path / 'rescue' / 'heart' / 'checkpoint-6'} can't be written: No space left on")
 
 
 def test_a_run_whose_directory_goes_away_stops_and_leaves_the_earlier_adapter(tiny_base, corpus, terms, tmp_path):
@@ -170,6 +180,17 @@ def test_a_removal_that_is_cut_short_leaves_no_half(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
     remove_directory(tmp_path / "checkpoint-4")
     assert [path.name for path in tmp_path.iterdir()] == [".checkpoint-4.removed"]
+
+
+def test_a_checkpoint_that_cant_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    run = RunDirectory(tmp_path)
+    for step in (3, 6, 9):
+        with run.write(step) as staged:
+            (staged / "trainer_state.json").touch()
+    monkeypatch.setattr(Path, "rename", no_space)
+    run.keep_only(2, newest=9, best=None)
+    assert f"{tmp_path / 'checkpoint-3'} is no longer needed, but can't be removed: No space left" in caplog.text
+    assert len(run.checkpoints()) == 3
 
 
 def test_a_place_is_probed_without_a_trace(tmp_path):

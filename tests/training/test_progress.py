@@ -22,6 +22,9 @@ def test_time_left_comes_from_the_last_steps_and_the_pauses_between_them(tmp_pat
     # A run that is resumed at step 1000 of 2000 after two hours: the two hours tell nothing of its rate.
     callback = ProgressCallback.from_state({"args": {"label": "x"}, "attributes": {"seconds_before": 7200.0}})
     state = TrainerState(max_steps=2000, global_step=1000, eval_steps=100, num_input_tokens_seen=10**6)
+    assert "early" not in callback.line(state)  # nothing judges this run
+    state.stateful_callbacks = {"DelayedEarlyStoppingCallback": {}}
+    assert ", early, " in callback.line(state)
     callback.on_train_begin(arguments, state, control)
     assert "time left unknown" in callback.line(state)
     for _ in range(100):
@@ -59,6 +62,21 @@ def test_evaluations_are_a_table_with_the_change_against_the_best(tmp_path, caps
         ["20", "0.00", "0.7500", "+0.2500"],
         ["30", "0.00", "0.6250", "-0.1250"],
     ]
+
+
+def test_a_narrow_terminal_shows_the_whole_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    callback, control = ProgressCallback(label="cardiology"), TrainerControl()
+    arguments, state = TrainingArguments(str(tmp_path)), TrainerState(max_steps=2000, global_step=1000, epoch=12.5)
+    callback.on_train_begin(arguments, state, control)
+    callback.on_step_end(arguments, state, control)
+    callback.on_log(arguments, state, control, logs={"loss": 1.25, "learning_rate": 5e-4})
+    callback.close()
+    told = capsys.readouterr().err
+    assert "step 1000/2000 (50.0%), epoch 12.50, loss 1.250, rate 0.0005, " in told
+    assert " left" in told.split("loss 1.250")[-1]
+    assert "…" not in told
 
 
 @pytest.mark.parametrize("main", [True, False])

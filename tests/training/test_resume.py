@@ -9,9 +9,9 @@ import sys
 import pytest
 from runs import AtEvent, kill_in_evaluation, kill_in_flush, kill_in_step, run_and_kill, same, train_tiny, weights
 
-from t5refine_peft import AdapterConfig, Glossary, RefineError
+from t5refine_peft import AdapterConfig, Glossary, Quantization, RefineError, load_base
 from t5refine_peft.corpus.preparation import prepare_dataset
-from t5refine_peft.training.checkpoints import fingerprint_splits
+from t5refine_peft.training.checkpoints import RunDirectory, fingerprint_splits
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(whole, tiny_base, corpus
         train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[interrupt])
     assert "interrupted after step 7 of 12" in str(raised.value)
     assert "checkpoint-7 is complete" in str(raised.value)
-    assert "--resume" in str(raised.value)
+    assert str(raised.value).endswith("; go on with train_adapter(..., resume=True)")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
     assert same(weights(where), weights(tmp_path))
@@ -82,6 +82,60 @@ def test_a_run_that_had_no_checkpoint_yet_begins_again(whole, tiny_base, corpus,
         train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[AtEvent("on_step_end", 1, lambda: 1 // 0)])
     train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
     assert same(weights(where), weights(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("trainer_state.json", True),
+        ("trainer_state.json", False),
+        ("optimizer.pt", True),
+        ("rng_state.pth", True),
+        ("adapter_model.safetensors", False),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    whole, tiny_base, corpus, terms, tmp_path, caplog, name, gone
+):
+    where, _ = whole
+    cut = [AtEvent("on_step_end", 7, lambda: 1 // 0)]
+    with pytest.raises(ZeroDivisionError):
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=cut)
+    file = tmp_path / "runs" / "heart" / "checkpoint-6" / name
+    content = file.read_bytes()
+    if gone:
+        file.unlink()
+    else:
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert ("checkpoint-6 is damaged: going on from before it" in caplog.text) != (
+        gone and name == "trainer_state.json"
+    )
+    assert same(weights(where), weights(tmp_path))
+
+
+def test_a_damaged_best_checkpoint_is_told_before_the_work_and_not_after_it(tiny_base, corpus, terms, tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[AtEvent("on_step_end", 7, lambda: 1 // 0)])
+    (tmp_path / "runs" / "heart" / "checkpoint-4" / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(RefineError, match="checkpoint-4, the best so far, is damaged or gone; train without resuming"):
+        train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+
+
+def test_the_newest_and_the_best_are_kept_even_beside_a_damaged_later_one(tmp_path):
+    run = RunDirectory(tmp_path)
+    for step in (3, 4, 5, 6, 9):
+        with run.write(step) as staged:
+            (staged / "trainer_state.json").write_text('{"best_global_step": 3}')
+    run.keep_only(2, newest=6, best=3)
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_a_base_that_was_loaded_with_another_quantization_is_refused(whole, tiny_base, corpus, terms, tmp_path):
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    base = load_base(tiny_base, device="cpu", precision="float32", quantization=Quantization.nf4())
+    with pytest.raises(RefineError, match=r"quantization\.linear was 'none' and is now 'nf4'"):
+        train_tiny(base, corpus, terms, tmp_path, resume=True)
 
 
 def test_a_run_may_be_moved_and_goes_on_elsewhere(whole, tiny_base, corpus, terms, tmp_path):

@@ -143,6 +143,16 @@ def test_nan_never_counts_as_better():
     assert stopped == 9
 
 
+@pytest.mark.parametrize("first", [float("nan"), float("inf")])
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_first_value_that_is_not_finite_is_no_best_to_wait_for(first, relative, caplog):
+    caplog.set_level(logging.INFO, logger="t5refine_peft")
+    falls = [first, *(3.0 - 0.1 * n for n in range(20))]
+    assert judge(falls, DelayedEarlyStoppingCallback(start_step=0, relative=relative))[0] is None
+    assert "watched: 1 of 5 evaluations without betterment; no finite loss yet" in caplog.text
+    assert judge([first] * 20, DelayedEarlyStoppingCallback(start_step=0, relative=relative))[0] == 8
+
+
 def test_each_verdict_is_logged_with_its_reason(caplog):
     caplog.set_level(logging.INFO, logger="t5refine_peft")
     judge([2.0] * 40, DelayedEarlyStoppingCallback(start_step=10))

@@ -20,3 +20,4 @@ def test_tensorboard_gets_losses_and_no_text(tiny_base, corpus, terms, tmp_path)
 def test_a_tracker_that_is_not_there_is_told(tiny_base, corpus, terms, tmp_path):
     with pytest.raises(RefineError, match="report_to names 'nobody', which is no tracker that is installed here"):
         train_tiny(tiny_base, corpus, terms, tmp_path, config={"report_to": ("nobody",)})
+    assert list(tmp_path.iterdir()) == []  # an earlier run is not moved aside for it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +49,7 @@ def train(
     """
     from t5refine_peft.config import AdapterConfig, Quantization, TrainingConfig
     from t5refine_peft.corpus.prepared import is_prepared
-    from t5refine_peft.training.callbacks import ProgressCallback
+    from t5refine_peft.training.callbacks import InterruptCallback, ProgressCallback
     from t5refine_peft.training.interrupt import EXIT_CODE
     from t5refine_peft.training.train import train_adapter
 
@@ -83,7 +84,7 @@ def train(
             resume=resume,
             rescue_dir=rescue_dir,
             report_examples=examples,
-            callbacks=[progress],
+            callbacks=[progress, InterruptCallback(how_to_resume=_this_command_resumed())],
         )
     except KeyboardInterrupt as interrupt:
         print(f"t5refine: {interrupt or 'interrupted'}", file=sys.stderr)
@@ -105,3 +106,9 @@ def train(
         f"{result.path} ({result.adapter_bytes / 1e6:.2f} MB): best at step {result.best_step} of {result.steps}, "
         f"{result.stopped_because}; {result.seconds:.0f} s, {result.tokens:,} tokens"
     )
+
+
+def _this_command_resumed() -> str:
+    """What the user typed, with --resume, as it can be pasted into a shell."""
+    typed = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    return shlex.join(["t5refine", *typed, "--resume"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.identity import hollow_model, read_identity
 from t5refine_peft.modeling.location import base_directory
-from t5refine_peft.modeling.lora import save_adapter
+from t5refine_peft.modeling.lora import load_adapted, save_adapter
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import adapter_fingerprint, write_card
 from t5refine_peft.registry.files import WEIGHTS_FILE
@@ -156,11 +156,11 @@ def _combined(
     rank: int | None,
 ) -> PeftModel:
     """A model without base weights whose adapter `default` is the combination; PEFT has no names with dots, we do."""
-    parts = {f"part{number}": str(registry.find(name)) for number, name in enumerate(weights)}
+    parts = {f"part{number}": registry.find(name) for number, name in enumerate(weights)}
     (first, path), *others = parts.items()
-    model = PeftModel.from_pretrained(hollow_model(directory), path, adapter_name=first)
+    model = load_adapted(hollow_model(directory), path, name=first)
     for part, path in others:
-        model.load_adapter(path, adapter_name=part)
+        model.load_adapter(str(path), adapter_name=part)
     model.add_weighted_adapter(
         list(parts),
         [float(weight) for weight in weights.values()],

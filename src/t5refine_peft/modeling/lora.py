@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save
+from transformers import PreTrainedModel
 
 from t5refine_peft.config import AdapterConfig
 from t5refine_peft.modeling.base import Base
@@ -23,11 +27,25 @@ def add_adapter(base: Base, config: AdapterConfig) -> PeftModel:
         lora_dropout=config.dropout,
         target_modules=linear_layers(base),
         use_rslora=True,
-        base_model_name_or_path=base.name,
     )
-    model = get_peft_model(base.model, lora)
-    model.peft_config["default"].base_model_name_or_path = base.name
+    with _old_name_asked_for():
+        model = get_peft_model(base.model, lora)
+    model.peft_config["default"].base_model_name_or_path = base.name  # PEFT has put the directory there
     return model
+
+
+def load_adapted(model: PreTrainedModel, directory: Path, *, name: str = "default") -> PeftModel:
+    """Put the saved adapter in `directory` on a model that has none, for use and not for training."""
+    with _old_name_asked_for():
+        return PeftModel.from_pretrained(model, str(directory), adapter_name=name)
+
+
+@contextmanager
+def _old_name_asked_for() -> Iterator[None]:
+    """PEFT 0.21 asks a model of transformers 5 for `is_gradient_checkpointing`, which answers rightly but warns."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def linear_layers(base: Base) -> list[str]:

@@ -16,6 +16,7 @@ from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.identity import identify
 from t5refine_peft.modeling.location import base_directory
+from t5refine_peft.modeling.lora import load_adapted
 from t5refine_peft.modeling.precision import Precision
 from t5refine_peft.modeling.probe import TEXTS, Question, ask, log_probabilities
 from t5refine_peft.registry import AdapterRegistry
@@ -118,7 +119,7 @@ def _adapted(
 ) -> tuple[Base, PeftModel]:
     base = load_base(source, device=device, precision=precision)
     registry.check(name, identify(base))
-    return base, PeftModel.from_pretrained(base.model, str(registry.find(name))).eval()
+    return base, load_adapted(base.model, registry.find(name)).eval()
 
 
 def _drift(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.identity import identify
+from t5refine_peft.modeling.lora import load_adapted
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.restoration.mixing import AdapterSwitch
 from t5refine_peft.restoration.scoring import Assign
@@ -106,7 +107,7 @@ class AdapterPool:
             if self._switch is not None:
                 self._switch.remove()
             if self._model is None:
-                self._model = PeftModel.from_pretrained(self._base.model, str(fit.path), adapter_name=peft_name(name))
+                self._model = load_adapted(self._base.model, fit.path, name=peft_name(name))
             else:
                 self._model.load_adapter(str(fit.path), adapter_name=peft_name(name))
             self._model.eval()

@@ -22,12 +22,13 @@ import torch
 from datasets import DatasetDict
 
 from t5refine_peft.errors import RefineError
-from t5refine_peft.storage import atomic_directory, remove_directory, write_file
+from t5refine_peft.storage import atomic_directory, fingerprint_files, remove_directory, write_file
 
 logger = logging.getLogger(__name__)
 
 _RECORD = "run.json"
 _STATE = "trainer_state.json"
+_FINGERPRINTS = "fingerprints.json"
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _LEFT = re.compile(r"\.checkpoint-\d+\..+")
 
@@ -75,10 +76,11 @@ class RunDirectory:
         write_file(self.path / _RECORD, (json.dumps(asdict(identity), indent=2) + "\n").encode())
 
     def resume(self, identity: RunIdentity) -> Path | None:
-        """The newest checkpoint, once it is sure that it is of this very run; None if the run had written none yet.
+        """The newest undamaged checkpoint, once it is sure that it is of this very run; None if there is none yet.
 
         Raises:
-            RefineError: there is no run here, or it was another one; the message says what differs.
+            RefineError: there is no run here, or it was another one; the message says what differs. Or the checkpoint
+                of the best step so far is damaged or gone.
         """
         try:
             record = json.loads((self.path / _RECORD).read_text(encoding="utf-8"))
@@ -91,8 +93,16 @@ class RunDirectory:
             raise RefineError(
                 f"{self.path} can't be resumed: {'; '.join(changes)}; put it back, or train without resuming"
             )
-        found = self.checkpoints()
-        return found[-1] if found else None
+        for checkpoint in reversed(self.checkpoints()):
+            if _is_whole(checkpoint):
+                best = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["best_global_step"]
+                if best is not None and not _is_whole(self.checkpoint(best)):
+                    raise RefineError(
+                        f"{self.checkpoint(best)}, the best so far, is damaged or gone; train without resuming"
+                    )
+                return checkpoint
+            logger.warning("%s is damaged: going on from before it", checkpoint)
+        return None
 
     def record(self) -> bytes | None:
         """What `run.json` holds, if there is one."""
@@ -113,7 +123,7 @@ class RunDirectory:
         if record is not None:
             write_file(self.path / _RECORD, record)
         self.path.mkdir(parents=True, exist_ok=True)
-        if best is None or not (other.checkpoint(best) / _STATE).is_file():
+        if best is None or not _is_whole(other.checkpoint(best)):
             return False
         with self.write(best) as staged:
             shutil.copytree(other.checkpoint(best), staged, dirs_exist_ok=True)
@@ -139,13 +149,21 @@ class RunDirectory:
             raise RefineError(f"{self.path} was removed while the run was going on: nothing can be saved there")
         with atomic_directory(self.checkpoint(step)) as staged:
             yield staged
+            files = {file.name: fingerprint_files([file]) for file in staged.iterdir() if file.name != _FINGERPRINTS}
+            (staged / _FINGERPRINTS).write_text(json.dumps(files), encoding="utf-8")
 
-    def keep_only(self, limit: int, *, best: int | None) -> None:
-        """Remove the oldest checkpoints until `limit` are left, never the newest nor that of step `best`."""
+    def keep_only(self, limit: int, *, newest: int, best: int | None) -> None:
+        """Remove the oldest checkpoints until `limit` are left, never those of the steps `newest` and `best`.
+
+        One of a later step than `newest` is damaged: the run went on from before it.
+        """
         found = self.checkpoints()
-        spare = [path for path in found[:-1] if _step(path) != best]
+        spare = [path for path in found if _step(path) not in (newest, best)]
         for path in spare[: max(0, len(found) - limit)]:
-            remove_directory(path)
+            try:
+                remove_directory(path)
+            except OSError as error:  # a file that another program holds open on Windows, say
+                logger.warning("%s is no longer needed, but can't be removed: %s", path, error.strerror)
 
     def _move_aside(self) -> None:
         aside = self.path.with_name(f".{self.path.name}.previous")
@@ -161,6 +179,15 @@ class RunDirectory:
         for left in self.path.glob(".checkpoint-*"):
             if _LEFT.fullmatch(left.name):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether all files of a checkpoint are there as they were written."""
+    try:
+        files = json.loads((checkpoint / _FINGERPRINTS).read_text(encoding="utf-8"))
+        return all(fingerprint_files([checkpoint / name]) == expected for name, expected in files.items())
+    except (OSError, ValueError):
+        return False
 
 
 def fingerprint_splits(splits: DatasetDict) -> tuple[str, str]:

@@ -105,6 +105,9 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         if not self.interrupted:
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if not checkpoint.is_dir():  # asked to stop after the last step, in a Trainer that does not save it
+            logger.warning("training had ended when it was interrupted; its weights are in memory alone, so it goes on")
+            return
         source = Path(state.best_model_checkpoint or checkpoint)
         best = Path(args.output_dir) / BEST_DIRECTORY
         if state.is_world_process_zero:

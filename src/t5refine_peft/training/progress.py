@@ -16,17 +16,19 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
+
 _STEPS_LOOKED_BACK = 50
 
 
 class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     """Tell a run's progress on standard error; works in any Trainer.
 
-    On a terminal, one line is kept up to date; in a log, a line is written each time that the Trainer logs. Both say
-    step, share, epoch, loss, learning rate, tokens a second (where the Trainer counts them), memory (the GPU's peak, or
-    the process's), phase of early stopping, time passed over all resumed parts, and time left from the rate of the
-    last steps. Each evaluation adds a row to a table: its metric, the change against the best before, and the verdict,
-    if the callback that gives one stands before this one.
+    On a terminal, one line is kept up to date, wrapped where it is narrow; in a log, a line is written each time that
+    the Trainer logs. Both say step, share, epoch, loss, learning rate, tokens a second (where the Trainer counts them),
+    memory (the GPU's peak, or the process's), phase of early stopping where there is one, time passed over all resumed
+    parts, and time left from the rate of the last steps. Each evaluation adds a row to a table: its metric, the change
+    against the best before, and the verdict, if the callback that gives one stands before this one.
     """
 
     def __init__(self, *, label: str = "") -> None:
@@ -128,7 +130,9 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             parts += [f"loss {self._logged['loss']:.3f}", f"rate {self._logged.get('learning_rate', 0):.2g}"]
         if rate := self._pace.tokens_a_second():
             parts.append(f"{rate:,.0f} tokens/s")
-        parts += [f"{_memory_bytes() / 1e9:.2f} GB", _newest(state, "stopping_phase") or "early"]
+        parts.append(f"{_memory_bytes() / 1e9:.2f} GB")
+        if DelayedEarlyStoppingCallback.__name__ in state.stateful_callbacks:
+            parts.append(_newest(state, "stopping_phase") or "early")
         parts.append(f"{_clock(self.seconds_before + self._pace.passed())} passed")
         left = self._pace.left(state.max_steps - state.global_step, every=state.eval_steps)
         parts.append("time left unknown" if left is None else f"{_clock(left)} left")
@@ -140,7 +144,8 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         return {"args": {"label": self.label}, "attributes": {"seconds_before": passed}}
 
     def _renderable(self) -> Text:
-        return Text(self.line(self._state) if self._state else "", no_wrap=True, overflow="ellipsis")
+        told = self.line(self._state) if self._state else ""
+        return Text(told, no_wrap=False, overflow="fold")  # two lines on a narrow terminal, with nothing cut off
 
     def _prefix(self) -> str:
         return f"{self.label}: " if self.label else ""

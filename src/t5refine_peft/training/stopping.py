@@ -112,10 +112,12 @@ class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: i
         start = math.ceil(self.start_step * state.max_steps) if self.start_step < 1 else self.start_step
         early = state.global_step < start
         cost = -value if self.greater_is_better else value
-        if self.best is None or cost < self.best - self._margin():
+        if math.isfinite(cost) and (self.best is None or cost < self.best - self._margin()):
             self.best, self.waited, self.recent = cost, 0, []
             return "early" if early else "middle", False, f"{self.metric} {value:.4g} is the best so far"
-        best = f"best {self.metric} {-self.best if self.greater_is_better else self.best:.4g}"
+        best = f"no finite {self.metric} yet"
+        if self.best is not None:
+            best = f"best {self.metric} {-self.best if self.greater_is_better else self.best:.4g}"
         if early:
             return "early", False, f"held until step {start:g}; {best}"
         self.waited += 1

@@ -104,7 +104,8 @@ def train_adapter(
         rescue_dir: where the state in memory is saved when a checkpoint can't be written to `runs_dir`.
         report_examples: show twenty test passages in `report.html`, with what was restored in them; without them it
             holds no text of the corpus but terms.
-        callbacks: further callbacks of the Trainer.
+        callbacks: further callbacks of the Trainer; an `InterruptCallback` among them takes the place of the one that
+            is there anyway.
 
     Started by `torchrun` or `accelerate launch`, several processes train one adapter; the first writes it, and all
     return the same.
@@ -116,6 +117,7 @@ def train_adapter(
     """
     started = time.monotonic()
     config = config or TrainingConfig()
+    _check_trackers(config.report_to)
     target = AdapterRegistry(adapters_dir).place(domain)
     run = RunDirectory(AdapterRegistry(runs_dir).place(domain))
     if is_first_process():
@@ -134,7 +136,10 @@ def train_adapter(
     base_answers = answer_terms(loaded.model, loaded, test, collator)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
-    interrupt = InterruptCallback(how_to_resume="train_adapter(..., resume=True) or t5refine train ... --resume")
+    interrupt = next(
+        (callback for callback in callbacks if isinstance(callback, InterruptCallback)),
+        InterruptCallback(how_to_resume="train_adapter(..., resume=True)"),
+    )
     try:
         stopping = DelayedEarlyStoppingCallback(
             start_step=config.start_step,
@@ -145,8 +150,9 @@ def train_adapter(
             metric=config.metric,
         )
         rescue = RunDirectory(AdapterRegistry(rescue_dir).place(domain)) if rescue_dir is not None else None
+        others = [callback for callback in callbacks if callback is not interrupt]
         trainer = _trainer(
-            model, loaded, splits, collator, config, run.path, [stopping, *callbacks, interrupt], rescue, plan
+            model, loaded, splits, collator, config, run.path, [stopping, *others, interrupt], rescue, plan
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
@@ -227,9 +233,13 @@ def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: Tra
         base=base.fingerprint,
         tokenizer=base.vocabulary.fingerprint,
         config={
-            **settings, "precision": base.precision, "device": base.device.type, "processes": process_count(),
+            **settings,
+            "precision": base.precision,
+            "quantization": asdict(base.quantization),
+            "device": base.device.type,
+            "processes": process_count(),
         },
-    )  # fmt: skip
+    )
 
 
 def _begin(run: RunDirectory, target: Path, identity: RunIdentity, resume: bool) -> Path | None:
@@ -266,7 +276,6 @@ def _trainer(
     steps = config.max_steps or math.ceil(config.epochs * math.ceil(len(train) / config.batch))
     every = min(steps, config.eval_steps or max(1, steps // 10))
     transformers.set_seed(config.seed)
-    _check_trackers(config.report_to)
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(run),
         max_steps=steps,

@@ -202,12 +202,15 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         if self.args.should_save:
             try:
                 self._write_checkpoint(self._run, states)
-                self._run.keep_only(self.args.save_total_limit, best=self.state.best_global_step)
+                self._run.keep_only(self.args.save_total_limit, newest=step, best=self.state.best_global_step)
             except RefineError as error:
                 if self._rescue is None:
                     raise
                 place = self._rescue.path
-                self._write_rescue(self._rescue, states)
+                try:
+                    self._write_rescue(self._rescue, states)
+                except RefineError as second:
+                    raise RefineError(f"{error}; nor could the state be saved elsewhere: {second}") from error
                 raise RefineError(
                     f"{error}; the state after step {step} was saved in {place}: go on from there with the runs "
                     f"directory {place.parent} (--runs-dir) and --resume"
