@@ -129,6 +129,19 @@ def test_every_section_is_there_and_no_text_of_the_documents():
     assert "Examples" not in text
 
 
+def test_it_tells_how_far_scores_and_findings_can_be_trusted():
+    measured = {
+        "calibration": {
+            "temperature": 1.5, "fitted_gaps": 200, "gaps": 300, "error_before": 0.121, "error_after": 0.034,
+        },
+        "detection": {"words": 900, "damaged": 90, "precision": 0.75, "recall": 0.5},
+    }  # fmt: skip
+    page = render_report(make_report(ENGLISH), title="cardiology", confidence=measured)
+    assert "Calibration error on 300 gaps of the test documents: 0.121 before, 0.034 after." in page
+    assert "finds 50% of the damaged ones; 75% of its findings are damage." in page
+    assert "Calibration error on" not in render_report(make_report(ENGLISH), title="cardiology")
+
+
 def test_examples_are_shown_where_they_are_asked_for_and_nothing_is_taken_for_markup():
     page = render_report(make_report(ENGLISH), title="<script>alert(1)</script>", examples=True)
     assert page.count('<div class="example">') == 20

@@ -39,6 +39,7 @@ def render_report(
     best_step: int | None = None,
     steps: int | None = None,
     stopped_because: str = "",
+    confidence: Mapping[str, Any] | None = None,
     examples: bool = False,
 ) -> str:
     """Draw the page: HTML in English and Chinese, light and dark, without scripts and without the network.
@@ -50,6 +51,7 @@ def render_report(
         best_step: the step whose weights were kept.
         steps: how many steps training took.
         stopped_because: why it ended then.
+        confidence: what `measure_confidence` found.
         examples: show twenty questions with every system's answers. They hold text of the test documents; without them
             the page holds terms and fillings only.
     """
@@ -79,6 +81,8 @@ def render_report(
         history=history,
         steps=steps,
         stopped_because=stopped_because,
+        calibration=(confidence or {}).get("calibration"),
+        detection=(confidence or {}).get("detection"),
         examples=_examples(report) if report is not None and examples else [],
     )
 

@@ -168,6 +168,7 @@ def train_adapter(
                 reload_adapter(model, staged)
                 answers = answer_terms(model, loaded, test, collator)
                 scores = [answers.scores if answers else None]
+                confidence = measure_confidence(model, loaded, splits, collator, limit=config.evaluation_passages)
                 card = {
                     "domain": domain,
                     "base": loaded.name,
@@ -176,7 +177,7 @@ def train_adapter(
                     "glossary_fingerprint": data.glossary_fingerprint,
                     "config": asdict(config),
                     "metrics": {"base": _plain(base_answers), "adapter": _plain(answers)},
-                    **measure_confidence(model, loaded, splits, collator, limit=config.evaluation_passages),
+                    **confidence,
                     "best_step": best_step,
                     "steps": state.global_step,
                     "stopped_because": stopped,
@@ -189,6 +190,7 @@ def train_adapter(
                     best_step=best_step,
                     steps=state.global_step,
                     stopped_because=stopped,
+                    confidence=confidence,
                     examples=report_examples,
                 )
                 (staged / REPORT_FILE).write_text(report, encoding="utf-8")
