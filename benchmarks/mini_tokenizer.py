@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,8 @@ SENTENCE_LINES = 30_000
 """Lines of generated text."""
 CORPUS_CHARACTERS = 2_000_000
 """So much of each corpus; its lines are drawn at random."""
+_NEVER = -100.0
+"""A score below that of any spelling in shorter pieces."""
 
 
 def train_tokenizer(directory: Path, corpora: list[Path], *, seed: int) -> None:
@@ -48,6 +51,7 @@ def train_tokenizer(directory: Path, corpora: list[Path], *, seed: int) -> None:
     )
     model = sentencepiece_model_pb2.ModelProto.FromString(prefix.with_suffix(".model").read_bytes())
     _join_word_mark(model)
+    _keep_han_short(model)
     for number in reversed(range(SENTINELS)):
         piece = model.pieces.add()
         piece.piece, piece.score = f"▁<extra_id_{number}>", 0.0
@@ -73,6 +77,17 @@ def _join_word_mark(model: sentencepiece_model_pb2.ModelProto) -> None:
     for piece, name in zip(sorted(longer, key=lambda piece: piece.score), marked, strict=False):
         piece.piece, piece.score = name, scores[name[1]] + scores["▁"]
     next(piece for piece in model.pieces if piece.piece == "▁").score = 2 * min(scores.values())
+
+
+def _keep_han_short(model: sentencepiece_model_pb2.ModelProto) -> None:
+    """Make pieces of three Han characters and more so dear that none is used.
+
+    A term in one piece tells nothing of the terms beside it. In two and three well-known ones it does: with a frozen
+    embedding and head, the demo's adapter for contract law restores 38% of its terms instead of 4%.
+    """
+    for piece in model.pieces:
+        if re.fullmatch("▁?[\u4e00-\u9fff]{3,}", piece.piece):
+            piece.score = _NEVER
 
 
 def _lines(corpora: list[Path], seed: int) -> Iterator[str]:

@@ -16,6 +16,9 @@ from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingA
 from t5refine_peft import RefineError
 from t5refine_peft.training.callbacks import (
     DelayedEarlyStoppingCallback,
+
+HANDLER = signal.getsignal(signal.SIGINT)
+"""What Ctrl+C does where no training is; a run in the background ignores it."""
     HealthCallback,
     InterruptCallback,
     ProgressCallback,
@@ -90,7 +93,7 @@ def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path
         trainer.train()
     assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["global_step"] == 5
     PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), tmp_path / "best")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is HANDLER
     plain_trainer(tiny_base, tmp_path, *ours()).train(resume_from_checkpoint=True)
 
 
@@ -114,7 +117,7 @@ def test_a_second_ctrl_c_stops_at_once(tiny_base, tmp_path):
         trainer.train()
     assert trainer.state.global_step == 4
     assert not (tmp_path / "checkpoint-5").exists()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is HANDLER
 
 
 def test_ctrl_c_in_an_evaluation_is_heeded_after_it(tiny_base, tmp_path):
@@ -150,7 +153,7 @@ def test_nan_in_a_plain_trainer_stops_before_the_weights_change(tiny_base, tmp_p
     for callback in callbacks:  # an error ends a plain Trainer without an event
         if isinstance(callback, InterruptCallback | ProgressCallback):
             callback.close()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is HANDLER
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
 
 

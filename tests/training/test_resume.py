@@ -13,6 +13,9 @@ from t5refine_peft import AdapterConfig, Glossary, Quantization, RefineError, lo
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.training.checkpoints import RunDirectory, fingerprint_splits
 
+HANDLER = signal.getsignal(signal.SIGINT)
+"""What Ctrl+C does where no training is; a run in the background ignores it."""
+
 
 @pytest.fixture(scope="module")
 def whole(tiny_base, corpus, terms, tmp_path_factory):
@@ -53,7 +56,7 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(whole, tiny_base, corpus
     assert "interrupted after step 7 of 12" in str(raised.value)
     assert "checkpoint-7 is complete" in str(raised.value)
     assert str(raised.value).endswith("; go on with train_adapter(..., resume=True)")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is HANDLER
     train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
     assert same(weights(where), weights(tmp_path))
 

@@ -15,9 +15,8 @@ def demo(as_json: options.Json = False, seed: options.Seed = 0) -> None:
     Example: t5refine demo
     """
     from t5refine_peft.demo.run import run_demo
-    from t5refine_peft.training.callbacks import ProgressCallback
 
-    result = run_demo(seed=seed, callbacks=lambda domain: [ProgressCallback(label=domain)])
+    result = run_demo(seed=seed, progress=True)
     if as_json:
         print(
             json.dumps(

@@ -31,9 +31,10 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     against the best before, and the verdict, if the callback that gives one stands before this one.
     """
 
-    def __init__(self, *, label: str = "") -> None:
-        """Take a name to put in front of each line, a domain's say."""
+    def __init__(self, *, label: str = "", live: bool = True) -> None:
+        """Take a name to put in front of each line, a domain's say; without `live`, a terminal gets plain lines too."""
         self.label = label
+        self._may_live = live
         self.seconds_before = 0.0
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live: Live | None = None
@@ -49,7 +50,7 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._state = state
         self._pace = _Pace()
         self._pace.start(state.num_input_tokens_seen)
-        if state.is_world_process_zero and self._console.is_terminal:
+        if state.is_world_process_zero and self._may_live and self._console.is_terminal:
             atexit.register(self.close)  # whatever ends the program, the terminal gets its cursor back
             self._live = Live(
                 console=self._console, get_renderable=self._renderable, refresh_per_second=4, transient=True
