@@ -16,13 +16,13 @@ from transformers import AutoModelForSeq2SeqLM, Seq2SeqTrainer, Seq2SeqTrainingA
 from t5refine_peft import RefineError
 from t5refine_peft.training.callbacks import (
     DelayedEarlyStoppingCallback,
-
-HANDLER = signal.getsignal(signal.SIGINT)
-"""What Ctrl+C does where no training is; a run in the background ignores it."""
     HealthCallback,
     InterruptCallback,
     ProgressCallback,
 )
+
+HANDLER = signal.getsignal(signal.SIGINT)
+"""What Ctrl+C does where no training is; a run in the background ignores it."""
 
 
 def rows(count: int) -> list[dict[str, torch.Tensor]]:
