@@ -105,11 +105,11 @@ class DataCollatorForTermCorruption:
     >>> item = CorruptionItem(np.arange(10, 30), words, [(4, 6, 0)], context_tokens=0, index=0, epoch=0)
     >>> batch = collator([item])
     >>> batch["input_ids"]
-    tensor([[   10,    11,    12,    13, 12099,    16,    17,    18,    19,    20,
+    tensor([[   10,    11,    12,    13, 10099,    16,    17,    18,    19,    20,
                 21,    22,    23,    24,    25,    26,    27,    28,    29,     1,
                  0,     0,     0,     0]])
     >>> batch["labels"]
-    tensor([[12099,    14,    15,     1,  -100,  -100,  -100,  -100]])
+    tensor([[10099,    14,    15,     1,  -100,  -100,  -100,  -100]])
     >>> batch["term_mask"]
     tensor([[False,  True,  True, False, False, False, False, False]])
     """
