@@ -23,6 +23,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -41,8 +42,8 @@ from t5refine_peft.demo.run import BASE, DEMO_CONFIG
 from t5refine_peft.demo.texts import DOMAINS, load_domain, training_documents, validation_documents
 from t5refine_peft.evaluation.confidence import answers_by_temperature, judge_damaged
 from t5refine_peft.evaluation.evaluate import TermTest
+from t5refine_peft.evaluation.metrics import calibration, calibration_error
 from t5refine_peft.modeling.base import Base
-from t5refine_peft.restoration.calibration import calibration_curve, expected_calibration_error
 from t5refine_peft.restoration.detection import precision_recall
 from t5refine_peft.restoration.gaps import Gap
 from t5refine_peft.restoration.spacing import normalized
@@ -322,10 +323,10 @@ def trust(base: Base, adapters: Path, name: str, subject: Subject, gaps: int) ->
             "gaps": len(right),
             "right": float(right.mean()),
             "temperature": temperature,
-            "error_before": expected_calibration_error(before, right),
-            "error_after": expected_calibration_error(after, right),
-            "curve_before": calibration_curve(before, right),
-            "curve_after": calibration_curve(after, right),
+            "error_before": calibration_error(calibration(before, right)),
+            "error_after": calibration_error(calibration(after, right)),
+            "curve_before": [astuple(part) for part in calibration(before, right)],
+            "curve_after": [astuple(part) for part in calibration(after, right)],
         },
         "detection": {
             "threshold": threshold,

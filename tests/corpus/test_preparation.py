@@ -147,14 +147,14 @@ def test_documents_interrupted_are_taken_up_where_they_stopped(
     options = {"vocabulary": vocabulary, "glossary": Glossary(terms), "processes": processes}
     whole = prepare_corpus(folder, cache_dir=tmp_path / "whole", **options)
     monkeypatch.setattr(spool, "_PART_CHARACTERS", 3000)
-    chunks = spool._chunks
+    chunks = spool.in_chunks
 
-    def six_chunks(documents):
-        yield from itertools.islice(chunks(documents), 6)
+    def six_chunks(documents, **options):
+        yield from itertools.islice(chunks(documents, **options), 6)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(spool, "_chunks", six_chunks)
+        patch.setattr(spool, "in_chunks", six_chunks)
         with pytest.raises(KeyboardInterrupt):
             prepare_corpus(folder, cache_dir=tmp_path / "cut", **options)
     written = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "cut").glob(".documents-*/part-*.arrow")}

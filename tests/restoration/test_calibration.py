@@ -3,12 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from t5refine_peft.restoration.calibration import (
-    TEMPERATURES,
-    calibration_curve,
-    expected_calibration_error,
-    fit_temperature,
-)
+from t5refine_peft.evaluation.metrics import calibration, calibration_error
+from t5refine_peft.restoration.calibration import TEMPERATURES, fit_temperature
 
 
 def logits_and_truth(gaps: int, *, sharpened: float) -> tuple[np.ndarray, np.ndarray]:
@@ -38,21 +34,21 @@ def test_the_temperature_undoes_too_much_or_too_little_confidence(sharpened):
     temperature = fit_temperature(logs, right)
     assert temperature == pytest.approx(sharpened, rel=0.13)  # two steps of those that are tried
     honest = np.exp(logs[:, TEMPERATURES.index(temperature)])
-    assert expected_calibration_error(honest, right) < 0.03
+    assert calibration_error(calibration(honest, right)) < 0.03
     if sharpened != 1.0:
         raw = np.exp(log_probabilities(logits, 1.0)[np.arange(len(answers)), answers])
-        assert expected_calibration_error(raw, right) > 0.1
+        assert calibration_error(calibration(raw, right)) > 0.1
 
 
 def test_the_error_by_hand():
     scores = np.array([0.95, 0.91, 0.15, 0.12, 1.0])
     right = np.array([True, False, False, False, True])
-    curve = calibration_curve(scores, right)
-    assert [count for _, _, count in curve] == [2, 3]
+    curve = calibration(scores, right)
+    assert [part.count for part in curve] == [2, 3]
     by_hand = 2 / 5 * abs(0.135 - 0) + 3 / 5 * abs((0.95 + 0.91 + 1.0) / 3 - 2 / 3)
-    assert expected_calibration_error(scores, right) == pytest.approx(by_hand)
+    assert calibration_error(calibration(scores, right)) == pytest.approx(by_hand)
 
 
 def test_without_answers_nothing_is_changed():
     assert fit_temperature(np.zeros((0, len(TEMPERATURES))), np.zeros(0, dtype=bool)) == 1.0
-    assert expected_calibration_error(np.zeros(0), np.zeros(0, dtype=bool)) == 0.0
+    assert calibration_error(calibration(np.zeros(0), np.zeros(0, dtype=bool))) == 0.0

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 from datasets.table import InMemoryTable
 
+from t5refine_peft.corpus.chunks import in_chunks
 from t5refine_peft.corpus.documents import Document
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.pairs import encode_pair
@@ -80,7 +81,7 @@ class RowBuilder:
 
     def rows(self, documents: Iterable[Document]) -> Iterator[list[Row]]:
         """For each document its passages that have context to learn from; a written pair is one passage, whole."""
-        for batch in _batches(documents):
+        for batch in in_chunks(documents, characters=_CHARACTERS_AT_ONCE):  # many short ones, or a long one
             plain = read_passages(
                 [document.text for document in batch if document.masked is None],
                 vocabulary=self.vocabulary,
@@ -139,20 +140,6 @@ class RowBuilder:
         if self.glossary is None:
             return np.empty((0, 3), dtype=np.int32)
         return term_token_spans(text, encoding, self.glossary, self.vocabulary)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Documents to be tokenised at once: many short ones, or a long one."""
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= _CHARACTERS_AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _is_long_enough(passage: Passage) -> bool:

@@ -13,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from t5refine_peft.corpus.chunks import in_chunks
 from t5refine_peft.corpus.documents import SPLITS, Document, ReadingReport, Unit
 from t5refine_peft.corpus.duplicates import PERMUTATIONS, signatures, text_key
 from t5refine_peft.corpus.parts import made_once, run_parts, write_part
@@ -143,7 +144,7 @@ def _write(
         documents = _hashed(documents, digest)
     tasks = (
         (part, chunk)
-        for number, chunk in enumerate(_chunks(documents))
+        for number, chunk in enumerate(in_chunks(documents, characters=_PART_CHARACTERS))
         if not (part := directory / f"part-{number:05d}.arrow").exists()
     )
     done = len(list(directory.glob("part-*.arrow")))
@@ -157,19 +158,6 @@ def _hashed(documents: Iterable[Document], digest: hashlib._Hash) -> Iterator[Do
     for document in documents:
         digest.update(json.dumps(asdict(document)).encode())
         yield document
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= _PART_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
 
 
 def _write_documents(task: tuple[Path, list[Document]]) -> None:

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from t5refine_peft.config import AdapterConfig, CorruptionConfig, TrainingConfig
 from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
@@ -91,9 +91,8 @@ def run_demo(*, seed: int = 0, progress: bool = False, adapters_dir: Path | None
         found = {}
         for name, subject in domains.items():
             other = next(domain for domain in domains if domain != name)
-            found[name] = _domain_result(
-                results[name], _score_with(restorer, other, base, _prepare(subject, base), config)
-            )
+            test = _rows(held_out_documents(subject), subject, base)
+            found[name] = _domain_result(results[name], _score_with(restorer, other, base, test, config))
     return DemoResult(time.monotonic() - started, found, examples)
 
 
@@ -121,21 +120,22 @@ def _train(name: str, *, adapters: Path, runs: Path, config: TrainingConfig, pro
 
 
 def _prepare(subject: Subject, base: Base) -> DatasetDict:
-    glossary = Glossary(subject.terms())
     parts = {
         "train": training_documents(subject),
         "validation": validation_documents(subject),
         "test": held_out_documents(subject),
     }
-    return DatasetDict(
-        {name: prepare_rows(texts, vocabulary=base.vocabulary, glossary=glossary) for name, texts in parts.items()}
-    )
+    return DatasetDict({name: _rows(texts, subject, base) for name, texts in parts.items()})
 
 
-def _score_with(restorer: Restorer, adapter: str, base: Base, splits: DatasetDict, config: TrainingConfig) -> float:
+def _rows(documents: list[str], subject: Subject, base: Base) -> Dataset:
+    return prepare_rows(documents, vocabulary=base.vocabulary, glossary=Glossary(subject.terms()))
+
+
+def _score_with(restorer: Restorer, adapter: str, base: Base, rows: Dataset, config: TrainingConfig) -> float:
     """Exact match on a domain's test with another domain's adapter."""
     collator = DataCollatorForTermCorruption(base.vocabulary, config.corruption, seed=config.seed)
-    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages)
+    test = TermTest.build(rows, collator, limit=config.evaluation_passages)
     with restorer.using(adapter) as model:
         scores = score_terms(model, base, test, collator)
     return scores.exact_match if scores else 0.0

@@ -14,13 +14,11 @@ from transformers import PreTrainedModel
 from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTermCorruption
 from t5refine_peft.corpus.corruption import Example
 from t5refine_peft.evaluation.evaluate import TermTest, gap_tokens
-from t5refine_peft.evaluation.metrics import is_exact
+from t5refine_peft.evaluation.metrics import calibration, calibration_error, is_exact
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.restoration.calibration import (
     TEMPERATURES,
     Calibration,
-    calibration_curve,
-    expected_calibration_error,
     fit_temperature,
 )
 from t5refine_peft.restoration.decoding import decode_at_temperatures
@@ -64,12 +62,12 @@ def measure_confidence(
         with torch.inference_mode(), base.autocast():
             questions = [_questions(splits[name], collator, limit) for name in ("validation", "test")]
             texts = [_texts(splits[name], base) for name in ("validation", "test")]
-            calibration = measure_calibration(model, base, *questions)
+            trust = measure_calibration(model, base, *questions)
             detection = measure_detection(model, base, *texts, seed=collator.seed)
     finally:
         model.train(was_training)
     return {
-        "calibration": None if calibration is None else asdict(calibration),
+        "calibration": None if trust is None else asdict(trust),
         "detection": None if detection is None else asdict(detection),
     }
 
@@ -82,14 +80,14 @@ def measure_calibration(
         return None
     temperature = fit_temperature(*answers_by_temperature(model, base, validation, TEMPERATURES))
     logs, right = answers_by_temperature(model, base, test, (1.0, temperature))
-    before, after = np.exp(logs).T
+    before, after = (calibration(scores, right) for scores in np.exp(logs).T)
     return Calibration(
         temperature=temperature,
         fitted_gaps=sum(len(example.spans) for example in validation),
         gaps=len(right),
-        error_before=expected_calibration_error(before, right),
-        error_after=expected_calibration_error(after, right),
-        curve=calibration_curve(after, right),
+        error_before=calibration_error(before),
+        error_after=calibration_error(after),
+        curve=tuple((part.score, part.accuracy, part.count) for part in after),
     )
 
 

@@ -164,7 +164,9 @@ def errors_removed(first: Sequence[float], second: Sequence[float]) -> float:
     return (wrong - (1 - micro(first))) / wrong if wrong else 0.0
 
 
-def calibration(scores: Sequence[float], right: Sequence[bool], *, bins: int = 10) -> list[CalibrationBin]:
+def calibration(
+    scores: Sequence[float] | np.ndarray, right: Sequence[bool] | np.ndarray, *, bins: int = 10
+) -> list[CalibrationBin]:
     """Answers in `bins` ranges of equal width by their probability (Guo et al. 2017); empty ranges are left out."""
     values, hits = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
     places = np.minimum((values * bins).astype(int), bins - 1)

@@ -12,7 +12,6 @@ import numpy as np
 
 TEMPERATURES: tuple[float, ...] = tuple(float(value) for value in np.geomspace(0.25, 8.0, 61))
 """Those that are tried, 6% apart."""
-_BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,27 +50,3 @@ def fit_temperature(log_probabilities: np.ndarray, right: np.ndarray) -> float:
     logs = np.minimum(log_probabilities.astype(np.float64), -1e-9)
     losses = -np.where(right[:, None], logs, np.log(-np.expm1(logs))).mean(0)
     return TEMPERATURES[int(np.argmin(losses))]
-
-
-def calibration_curve(scores: np.ndarray, right: np.ndarray) -> tuple[tuple[float, float, int], ...]:
-    """For each tenth of the scores that has answers: mean score, share that is right, number of answers.
-
-    Args:
-        scores: (answers,) from 0 to 1.
-        right: (answers,) bool.
-    """
-    tenths = np.minimum((np.asarray(scores) * _BINS).astype(int), _BINS - 1)
-    return tuple(
-        (float(scores[tenths == tenth].mean()), float(right[tenths == tenth].mean()), int((tenths == tenth).sum()))
-        for tenth in np.unique(tenths)
-    )
-
-
-def expected_calibration_error(scores: np.ndarray, right: np.ndarray) -> float:
-    """Mean distance between score and share that is right over ten bins, weighed by their answers (Naeini et al. 2015).
-
-    >>> expected_calibration_error(np.array([0.9] * 10), np.array([True] * 8 + [False] * 2))
-    0.1
-    """
-    curve = calibration_curve(scores, right)
-    return round(sum(abs(score - share) * count for score, share, count in curve) / max(1, len(scores)), 12)

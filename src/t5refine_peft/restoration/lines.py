@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
+from t5refine_peft.corpus.chunks import in_chunks
 from t5refine_peft.errors import RefineError
 from t5refine_peft.restoration.restorer import RestoreOptions, Restorer
 from t5refine_peft.restoration.results import Restoration
@@ -117,7 +118,7 @@ def restore_lines(
     adapter = options.pop("adapter", None)
     if not isinstance(adapter, str | None):
         raise RefineError("lines take one adapter for those that name none")
-    for part in _parts(lines):
+    for part in in_chunks(lines, characters=_CHARACTERS_AT_ONCE, count=_LINES_AT_ONCE):
         good = [line for line in part if line.error is None]
         done = _restore(restorer, good, adapter, options)
         for line in part:
@@ -125,19 +126,6 @@ def restore_lines(
             if strict and result.error is not None:
                 raise RefineError(result.error)
             yield result
-
-
-def _parts(lines: Iterable[Line]) -> Iterator[list[Line]]:
-    part: list[Line] = []
-    characters = 0
-    for line in lines:
-        part.append(line)
-        characters += len(line.text)
-        if len(part) == _LINES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
-            yield part
-            part, characters = [], 0
-    if part:
-        yield part
 
 
 def _restore(

@@ -237,7 +237,6 @@ def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: Tra
         config={
             **settings,
             "precision": base.precision,
-            "quantization": asdict(base.quantization),
             "device": base.device.type,
             "processes": process_count(),
         },
