@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,19 @@ HELD_OUT_LINES = 300
 GAPS_OF_EACH_SET = 400
 SPELLING_WEIGHT = 4
 """So many times a subject's share goes to the lists of long words, so that the model can read and write each."""
+REPEAT_TOKENS = range(2, 9)
+"""Lengths of the whole words that count as repeated where they stand twice in a passage of real text."""
 _WORD = re.compile(r"\w")
 
 
 @dataclass(frozen=True)
 class Passage:
+    """A passage's tokens; the values of the generator's tables in it, or what real text says more than once."""
+
     ids: np.ndarray
     word_starts: np.ndarray
     term_spans: list[tuple[int, int, int]]
+    repeats: list[tuple[int, int, int]]
 
 
 class Passages:
@@ -76,7 +81,10 @@ def load_passages(
     held_out: dict[str, list[Passage]] = {}
     for path in corpora:
         lines = path.read_text(encoding="utf-8").splitlines()
-        real += _passages(lines[:-HELD_OUT_LINES], vocabulary)
+        real += [
+            replace(passage, repeats=repeated_words(passage.ids, passage.word_starts))
+            for passage in _passages(lines[:-HELD_OUT_LINES], vocabulary)
+        ]
         held_out[path.parent.name] = _passages(lines[-HELD_OUT_LINES:], vocabulary)
     count = round(len(real) * everyday_share / (1 - everyday_share)) if real else 100_000
     values = Glossary(value for subject in everyday_subjects() for value in subject.values())
@@ -90,9 +98,32 @@ def load_passages(
 def _passages(texts: Iterable[str], vocabulary: Vocabulary, glossary: Glossary | None = None) -> list[Passage]:
     rows = prepare_rows(texts, vocabulary=vocabulary, glossary=glossary, max_tokens=MAX_TOKENS).with_format("numpy")
     passages = [
-        Passage(row["ids"], row["word_starts"], [tuple(span) for span in row["term_spans"].tolist()]) for row in rows
+        Passage(row["ids"], row["word_starts"], [tuple(span) for span in row["term_spans"].tolist()], [])
+        for row in rows
     ]
     return [passage for passage in passages if len(passage.ids) >= MIN_TOKENS]
+
+
+def repeated_words(ids: np.ndarray, word_starts: np.ndarray) -> list[tuple[int, int, int]]:
+    """Find the longest runs of whole words that stand at least twice, as (start, end, number of the run), in order."""
+    borders = [*np.flatnonzero(word_starts).tolist(), len(ids)]
+    runs: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for at, start in enumerate(borders):
+        for end in borders[at + 1 :]:
+            if end - start >= REPEAT_TOKENS.stop:
+                break
+            if end - start in REPEAT_TOKENS:
+                runs.setdefault(tuple(ids[start:end].tolist()), []).append((start, end))
+    taken = np.zeros(len(ids), dtype=bool)
+    found = []
+    for number, tokens in enumerate(sorted(runs, key=len, reverse=True)):
+        free = [(start, end) for start, end in runs[tokens] if not taken[start:end].any()]
+        if len(free) > 1:
+            for start, end in free:
+                if not taken[start:end].any():
+                    taken[start:end] = True
+                    found.append((start, end, number))
+    return sorted(found)
 
 
 def single_word_gap(

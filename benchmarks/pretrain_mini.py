@@ -57,6 +57,11 @@ TERM_DENOISERS = (
 )
 """Half of the passages with known terms get one of these: a value is masked wherever it stands, so that it has to be
 recalled from the values beside it and can't be copied. That is just what an adapter will have to learn."""
+COPY_DENOISERS = (
+    CorruptionConfig(mask_share=0.15, mean_span_tokens=2.0, term_probability=0.5, all_occurrences=0.0, random_only=0.0),
+)
+"""Half of the passages of real text that say something twice get this: what is masked here still stands elsewhere, so
+that the base learns to look it up."""
 BATCH_TOKENS = 4_800
 ENCODER_LOSS_WEIGHT = 0.5
 WARMUP_STEPS = 100
@@ -103,12 +108,17 @@ def batches(passages: Passages, vocabulary: Vocabulary, seed: int, skip: int) ->
         length = passages.lengths[rng.integers(len(passages.lengths))]
         rows = max(1, BATCH_TOKENS // max(int(length), 16))
         for passage in passages.near(int(length), rows, rng):
-            choice = TERM_DENOISERS if passage.term_spans and rng.random() < 0.5 else DENOISERS
+            spans, choice = (), DENOISERS
+            if rng.random() < 0.5:
+                if passage.term_spans:
+                    spans, choice = passage.term_spans, TERM_DENOISERS
+                elif passage.repeats:
+                    spans, choice = passage.repeats, COPY_DENOISERS
             examples.append(
                 corrupt(
                     passage.ids,
                     word_starts=passage.word_starts,
-                    term_spans=passage.term_spans if choice is TERM_DENOISERS else (),
+                    term_spans=spans,
                     vocabulary=vocabulary,
                     config=choice[rng.integers(len(choice))],
                     rng=rng,
