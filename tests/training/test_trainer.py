@@ -29,7 +29,7 @@ from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.planning import plan_training
 from t5refine_peft.training.train import _trainer
-from t5refine_peft.training.trainer import token_loss
+from t5refine_peft.training.trainer import _clearing, token_loss
 
 
 class KeepGradients(TrainerCallback):
@@ -65,6 +65,18 @@ def test_micro_batches_give_the_loss_and_gradients_of_the_whole_batch(tiny_base,
     for name, gradient in whole.gradients.items():
         assert torch.allclose(pieces.gradients[name], gradient, atol=1e-4 * max(1.0, float(gradient.abs().max()))), name
     assert max(float(g.abs().max()) for g in whole.gradients.values()) > 1e-3
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_are_cleared_without_going_through_the_layers(set_to_none, monkeypatch):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 1))
+    model(torch.ones(2, 3)).sum().backward()
+    weights = list(model.parameters())
+    with _clearing(model, weights), monkeypatch.context() as patched:
+        patched.delattr(torch.nn.Module, "parameters")
+        model.zero_grad(set_to_none=set_to_none)
+    assert all((weight.grad is None) if set_to_none else not weight.grad.any() for weight in weights)
+    assert "zero_grad" not in vars(model)
 
 
 def test_a_plans_micro_batches_and_recomputed_blocks_change_nothing(tiny_base, corpus, terms, tmp_path):
