@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,11 +24,11 @@ from t5refine_peft import (
     train_adapter,
 )
 from t5refine_peft.corpus.collator import CorruptionDataset
-from t5refine_peft.corpus.preparation import prepare_dataset
+from t5refine_peft.corpus.preparation import prepare_corpus, prepare_dataset
 from t5refine_peft.modeling.base import save_quantized
 from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.training.order import LengthGroupedSampler
-from t5refine_peft.training.planning import plan_training
+from t5refine_peft.training.planning import capped_memory, plan_training
 from t5refine_peft.training.train import _trainer
 from t5refine_peft.training.trainer import _clearing, token_loss
 
@@ -93,7 +94,7 @@ def test_a_plans_micro_batches_and_recomputed_blocks_change_nothing(tiny_base, c
 
 def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(tiny_base, corpus, terms, tmp_path, monkeypatch):
     monkeypatch.setattr("t5refine_peft.training.train.load_base", lambda *_, **__: pytest.fail("it was loaded"))
-    with pytest.raises(RefineError, match=r"needs .* GiB for 1 x 257 -> 129 tokens .*; give .* or take a smaller base"):
+    with pytest.raises(RefineError, match=r"needs .* GiB for 1 x 256 -> 128 tokens .*; give .* or take a smaller base"):
         train_adapter(
             corpus, domain="heart", glossary=terms, base=tiny_base,
             config=TrainingConfig(memory_bytes=1000, device="cpu"),
@@ -122,6 +123,52 @@ def test_a_saved_quantised_base_is_planned_as_it_is_stored(tiny_base, tmp_path):
     plan = plan_training(tmp_path / "saved", TrainingConfig(memory_bytes=10**9, device="cpu"))
     assert plan is not None
     assert plan.quantization == Quantization.nf4()
+
+
+def test_the_longest_passage_that_was_prepared_is_planned_for(tiny_base, base, tmp_path):
+    config = TrainingConfig(memory_bytes=10**9, device="cpu")
+    texts = [" ".join(str(n * step % 9973) for step in range(200)) for n in range(1, 25)]
+    prepared = prepare_corpus(texts, vocabulary=base.vocabulary, max_tokens=600, cache_dir=tmp_path / "cache")
+    prepared.save(tmp_path / "prepared")
+    longest = max(max(rows["length"]) for rows in prepared.splits.values())
+    assert longest > 400
+    for corpus in (prepared.splits, tmp_path / "prepared"):
+        plan = plan_training(tiny_base, config, corpus)
+        assert (plan.input_tokens, plan.label_tokens) == (longest + 1, min(256, longest // 2 + 1))
+    more = replace(config, corruption=CorruptionConfig(mask_share=0.6, max_label_tokens=4096))
+    assert plan_training(tiny_base, more, prepared.splits).label_tokens > 0.75 * longest
+
+
+def test_a_written_pair_is_planned_for_as_it_was_written(tiny_base, base, tmp_path):
+    pairs = [
+        {"inputs": f"From {n} on, {n * n} times: <extra_id_0>, {n}.", "targets": "<extra_id_0> " + " ".join(map(str, range(n, n * n)))}
+        for n in range(2, 26)
+    ]  # fmt: skip
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    splits = prepare_dataset(tmp_path / "pairs.jsonl", vocabulary=base.vocabulary, cache_dir=tmp_path / "cache")
+    plan = plan_training(tiny_base, TrainingConfig(memory_bytes=10**9, device="cpu"), splits)
+    collator = DataCollatorForTermCorruption(base.vocabulary, CorruptionConfig())
+    examples = [
+        collator.example(item)
+        for rows in splits.values()
+        for item in map(CorruptionDataset(rows, fresh=False).__getitem__, range(len(rows)))
+    ]
+    assert plan.label_tokens == max(len(example.labels) for example in examples) > 80
+    assert plan.input_tokens >= max(len(example.input_ids) for example in examples)
+
+
+def test_the_cap_on_a_gpus_memory_is_undone(monkeypatch):
+    """With PyTorch's own functions in place of a GPU."""
+    fractions = [1.0]
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=16 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: fractions[-1])
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: fractions.append(share))
+    plan = plan_memory("google/mt5-base", 4 * 2**30 + (400 << 20))
+    with pytest.raises(ZeroDivisionError), capped_memory(plan, torch.device("cuda")):
+        _ = fractions[5] if fractions[-1] != 0.25 else 1 / 0
+    assert fractions == [1.0, 0.25, 1.0]
+    with capped_memory(plan, torch.device("cpu")), capped_memory(None, torch.device("cuda")):
+        assert len(fractions) == 3
 
 
 def test_the_loss_is_cross_entropy_on_the_models_own_logits(base, corpus, terms):
