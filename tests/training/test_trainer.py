@@ -140,10 +140,10 @@ def test_the_longest_passage_that_was_prepared_is_planned_for(tiny_base, base, t
 
 
 def test_a_written_pair_is_planned_for_as_it_was_written(tiny_base, base, tmp_path):
-    pairs = [
-        {"inputs": f"From {n} on, {n * n} times: <extra_id_0>, {n}.", "targets": "<extra_id_0> " + " ".join(map(str, range(n, n * n)))}
-        for n in range(2, 26)
-    ]  # fmt: skip
+    pairs = []
+    for n in range(2, 26):
+        inputs = f"From {n} on, {n * n} times: <extra_id_0>, {n}."
+        pairs.append({"inputs": inputs, "targets": "<extra_id_0> " + " ".join(map(str, range(n, n * n)))})
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     splits = prepare_dataset(tmp_path / "pairs.jsonl", vocabulary=base.vocabulary, cache_dir=tmp_path / "cache")
     plan = plan_training(tiny_base, TrainingConfig(memory_bytes=10**9, device="cpu"), splits)
