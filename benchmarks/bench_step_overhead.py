@@ -37,11 +37,11 @@ from t5refine_peft import (
 from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.modeling.lora import add_adapter
+from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.interrupt import InterruptCallback
 from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 from t5refine_peft.training.train import _trainer
-from t5refine_peft.training.trainer import token_loss
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 STEPS = 60

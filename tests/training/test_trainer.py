@@ -27,10 +27,11 @@ from t5refine_peft.corpus.collator import CorruptionDataset
 from t5refine_peft.corpus.preparation import prepare_corpus, prepare_dataset
 from t5refine_peft.modeling.base import save_quantized
 from t5refine_peft.modeling.lora import add_adapter
+from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.planning import capped_memory, plan_training
 from t5refine_peft.training.train import _trainer
-from t5refine_peft.training.trainer import _clearing, token_loss
+from t5refine_peft.training.trainer import _clearing
 
 
 class KeepGradients(TrainerCallback):
