@@ -8,6 +8,7 @@ norms and activations in several passes, the attention mask made anew in each la
 
     python benchmarks/bench_step.py --base builtin:mt5-mini
     python benchmarks/bench_step.py --base google/mt5-base --device cuda --quantization nf4 --checkpointing
+    python benchmarks/bench_step.py --shape large --quantization nf4 --checkpointing    # random weights: no download
 
 Stock: `model(**batch, labels=...)` under bf16 autocast where the base is bf16, Hugging Face's SDPA attention,
 `DataCollatorForSeq2Seq`'s dynamic padding to a multiple of 8, batches of passages of about one length, the adapter from
@@ -21,9 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from official_shapes import SHAPES, write_random_base
 from t5refine_peft import AdapterConfig, Quantization, load_base
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.location import base_directory
 from t5refine_peft.modeling.lora import add_adapter
+from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.modeling.shapes import read_shape
-from t5refine_peft.training.trainer import token_loss
 
 RESULTS = Path(__file__).parent / "results" / "step.json"
 Batch = dict[str, torch.Tensor]
@@ -145,26 +148,28 @@ def clock(device: str) -> float:
 
 def product_rate(dtype: torch.dtype, device: str) -> float:
     """FLOPs a second of one large matrix product: what the device can do."""
-    left = torch.randn(1024, 1024, device=device).to(dtype)
+    width = 8192 if device.startswith("cuda") else 1024  # a GPU would be done with the small one before it is told
+    left = torch.randn(width, width, device=device).to(dtype)
     times = []
     for _ in range(8):
         started = clock(device)
         left @ left
         times.append(clock(device) - started)
-    return 2 * 1024**3 / min(times)
+    return 2 * width**3 / min(times)
 
 
 def compare(
     ways: dict[str, tuple[torch.nn.Module, Callable[[Batch], torch.Tensor]]], batches: list[Batch], device: str
 ) -> dict[str, Any]:
-    """Seconds of each way, the ways taking turns on each batch; the first batch warms up."""
+    """Seconds of each way, the ways taking turns on each batch; the first batch warms up, on a GPU all of them."""
     optimizers = {
         name: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
         for name, (model, _) in ways.items()
     }
     seconds = dict.fromkeys(ways, 0.0)
     ratios = []
-    for number, batch in enumerate([batches[0], *batches]):
+    warming = batches if device.startswith("cuda") else batches[:1]  # a GPU's allocator and kernels learn each shape
+    for number, batch in enumerate([*warming, *batches]):
         taken = {}
         for name, (_, loss) in ways.items():
             started = clock(device)
@@ -172,7 +177,7 @@ def compare(
             optimizers[name].step()
             optimizers[name].zero_grad()
             taken[name] = clock(device) - started
-        if number:
+        if number >= len(warming):
             ratios.append(taken["stock"] / taken["ours"])
             for name, value in taken.items():
                 seconds[name] += value
@@ -198,9 +203,21 @@ def flops(base: str, batches: list[Batch], *, checkpointing: bool) -> float:
     return each * (inputs * (encoder + across) + labels * decoder) + 4 * labels * shape.rows * shape.width
 
 
+def installed(*packages: str) -> dict[str, str | None]:
+    """Their versions; None for one that is absent."""
+    versions: dict[str, str | None] = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="builtin:mt5-mini")
+    parser.add_argument("--shape", choices=SHAPES, help="a base of random weights of this mT5's shape, instead")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quantization", choices=["none", "nf4"], default="none")
     parser.add_argument("--checkpointing", action="store_true")
@@ -212,13 +229,24 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.shape is None:
+        run(options.base, options)
+        return
+    options.base = f"random mt5-{options.shape}"
+    with tempfile.TemporaryDirectory() as directory:
+        write_random_base(Path(directory), options.shape)
+        run(directory, options)
+
+
+def run(source: str, options: argparse.Namespace) -> None:
+    """Compare the ways on the base at `source`; `options.base` is what it is called."""
     scheme = Quantization.named(options.quantization)
-    base: Base = load_base(options.base, quantization=scheme, device=options.device)
+    base: Base = load_base(source, quantization=scheme, device=options.device)
     dtype = getattr(torch, base.precision)
     adapter = AdapterConfig(rank=options.rank, dropout=0.0)
     ours = add_adapter(base, adapter).train()
-    stock = stock_model(options.base, options, adapter, dtype)
-    shape = read_shape(options.base)
+    stock = stock_model(source, options, adapter, dtype)
+    shape = read_shape(source)
     recomputed = shape.encoder_blocks + shape.decoder_blocks if options.checkpointing else 0
 
     def our_loss(batch: Batch) -> torch.Tensor:
@@ -233,7 +261,7 @@ def main() -> None:
         "precision": base.precision,
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if options.device != "cpu" else f"{platform.machine()} CPU",
-        "versions": {package: version(package) for package in ("torch", "transformers", "peft", "bitsandbytes")},
+        "versions": installed("torch", "transformers", "peft", "bitsandbytes"),
         "product_flops_per_second": round(rate),
     }
     rows = base.model.get_input_embeddings().num_embeddings
@@ -243,7 +271,7 @@ def main() -> None:
     for kind, batches in sets.items():
         found = compare(ways, batches, options.device)
         tokens = sum(int(b["attention_mask"].sum()) + int((b["labels"] != -100).sum()) for b in batches)
-        work = flops(options.base, batches, checkpointing=options.checkpointing) / tokens
+        work = flops(source, batches, checkpointing=options.checkpointing) / tokens
         found["share_of_physical_limit"] = round(work * found["ours_tokens_per_second"] / rate, 3)
         row[kind] = found
         print(name, "|", kind, json.dumps(found), flush=True)

@@ -31,7 +31,7 @@ import torch
 from transformers import MT5Config, MT5ForConditionalGeneration
 
 from t5refine_peft import AdapterConfig, TrainingConfig, train_adapter
-from t5refine_peft.modeling.base import base_directory
+from t5refine_peft.modeling.location import base_directory
 
 RESULTS = Path(__file__).parent / "results" / "kill_twenty.json"
 CONFIG = TrainingConfig(
@@ -75,9 +75,9 @@ def train(base: str, where: str, cut: tuple[int, int, float] | None, resume: boo
         if cut is not None and len(log) == cut[0]:
             threading.Timer(cut[2], os.kill, (os.getpid(), cut[1])).start()
 
-    def token_loss(model: Any, *arguments: Any) -> Any:
+    def token_loss(model: Any, *arguments: Any, **options: Any) -> Any:
         tell("step" if model.training else "evaluation")
-        return real_loss(model, *arguments)
+        return real_loss(model, *arguments, **options)
 
     def fsync(descriptor: int) -> None:
         tell("save")

@@ -236,6 +236,11 @@ class TrainingConfig:
             )
         if self.micro_batch and self.batch % self.micro_batch:
             faults.append(f"micro_batch must divide batch, found {self.micro_batch} and {self.batch}")
+        if self.precision not in {"auto", "float32", "bfloat16"}:
+            why = " (fp16 is not offered: T5's activations overflow it)" if "16" in str(self.precision) else ""
+            faults.append(f"precision must be auto, float32 or bfloat16, found {self.precision!r}{why}")
+        if self.metric not in {"loss", "term_exact_match"}:
+            faults.append(f"metric must be loss or term_exact_match, found {self.metric!r}")
         if self.validation_share == 0 or self.test_share == 0 or self.validation_share + self.test_share >= 1:
             faults.append("validation_share and test_share must be above 0 and leave something for training")
         if faults:

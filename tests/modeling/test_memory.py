@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save
 
 from t5refine_peft import AdapterConfig, Quantization, RefineError, load_base, plan_memory
 from t5refine_peft.modeling.activations import Activations, Batch
@@ -132,6 +135,34 @@ def test_what_does_not_fit_says_why_and_what_would():
     assert "take 4 passages at once" in plan_memory("google/mt5-xl", 3 * GIB, quantization=LEANEST, batch=16).advice
     long = plan_memory("google/mt5-small", int(0.75 * GIB), quantization=LEANEST, input_tokens=4096, label_tokens=2048)
     assert "take passages of 2048 tokens" in long.advice
+
+
+@pytest.mark.parametrize(
+    ("budget", "batch", "advice", "settings"),
+    [
+        (4, 8, "store the base as nf4 layers, int8 head.*", [("nf4", 8, 512)]),
+        (3, 8, "store the base as nf4 layers, int8 head.* and take 2 passages at once", [("nf4", 2, 512)]),
+        (2.5, 8, "store .*, nf4 head.* and take passages of 256 tokens, one at a time", [("leanest", 1, 256)]),
+        (8.2, 9, "store the base as int8.*, or take one passage at a time", [("int8", 9, 512), ("none", 1, 512)]),
+        (2.2, 1, "store .*, nf4 head.* and give 2.51 GiB, or take a smaller base", []),
+    ],
+)
+def test_what_is_advised_fits_with_all_else_as_it_was(budget, batch, advice, settings):
+    asked = plan_memory("google/mt5-xl", int(budget * GIB), quantization=Quantization.none(), batch=batch)
+    assert re.search(f"are given; {advice}$", asked.advice), asked.advice
+    for name, passages, tokens in settings:
+        scheme = LEANEST if name == "leanest" else Quantization.named(name)
+        options = {"quantization": scheme, "input_tokens": tokens, "label_tokens": tokens // 2}
+        assert plan_memory("google/mt5-xl", int(budget * GIB), batch=passages, **options).fits
+
+
+@pytest.mark.parametrize(("size", "megabytes"), [("base", 14), ("large", 37), ("xl", 71)])
+def test_an_adapter_of_an_official_shape_is_a_small_file_without_the_embedding(size, megabytes):
+    model = tracker().meta_model(read_shape(f"google/mt5-{size}"), Quantization.none(), AdapterConfig(rank=16))
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert all(".lora_" in name for name in state)
+    written = save({name: torch.zeros(tensor.shape, dtype=torch.bfloat16) for name, tensor in state.items()})
+    assert 0.95 * megabytes * 10**6 < len(written) <= megabytes * 10**6
 
 
 def test_more_of_anything_takes_more():

@@ -15,7 +15,7 @@ from t5refine_peft import AdapterConfig, Quantization, RefineError, TrainingConf
 from t5refine_peft.modeling.layers import FrozenEmbedding, QuantizedLinear
 from t5refine_peft.modeling.lora import add_adapter, save_adapter
 from t5refine_peft.modeling.matrices import quantize
-from t5refine_peft.training.trainer import token_loss
+from t5refine_peft.modeling.objective import token_loss
 
 LEANEST = Quantization.nf4(head="nf4", embedding="nf4")
 SCHEMES = [Quantization.int8(), Quantization.nf4(), LEANEST, Quantization(head="int8", embedding="int8")]

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from small_bases import write_base
 
 from t5refine_peft import RefineError
 from t5refine_peft.modeling.shapes import read_shape
@@ -40,6 +41,15 @@ def test_a_directorys_shape_is_that_of_its_model(tiny_base: Path, base):
     assert shape.bias_tables * shape.buckets * shape.heads == biases
     assert not shape.tied
     assert read_shape(tiny_base / "config.json").matrices() == shape.matrices()
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("t5", True), ("flan-t5", False), ("mt5", False), ("umt5", False)])
+def test_a_head_that_transformers_saved_is_counted(kind, tied, tmp_path: Path, tokenizer_dir: Path):
+    """`MT5Config` writes that it is tied although the file holds both matrices, and they differ."""
+    write_base(tmp_path, tokenizer_dir, kind=kind, rows=300)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": kind != "flan-t5"}))
+    assert read_shape(tmp_path).tied is tied
 
 
 @pytest.mark.parametrize(

@@ -114,32 +114,51 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
         "out of memory at step 1: micro-batch 8 -> 4 passages; the batch and its order stay as they were",
         "out of memory at step 1: micro-batch 4 -> 2 passages; the batch and its order stay as they were",
     ]
-    assert told[2].startswith("out of memory at step 4: evaluation batch 16 -> 8")
+    assert told[2].startswith("out of memory at step 4: evaluation batch 5 -> 2")
     small, halved = weights(tmp_path / "small"), weights(tmp_path / "halved")
     for name, expected in small.items():
         distance = (halved[name].float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-6)
         assert distance < 0.01, name  # bf16 on disk
 
 
+FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def a_batch(passages: int) -> dict[str, torch.Tensor]:
+    return {"attention_mask": torch.ones(passages, 7), "labels": torch.zeros(passages, 5)}
+
+
 def test_a_budget_of_tokens_is_halved_too(caplog):
     sizes = MicroBatches(train=4, evaluation=8, max_tokens=24)
-    inputs = {"attention_mask": torch.ones(4, 7), "labels": torch.zeros(4, 5)}
-    assert [len(part["labels"]) for part in sizes.split(inputs)] == [2, 2]
-    sizes.halve(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), step=3)
-    assert "micro-batch 4 -> 2 passages of at most 12 tokens together; the batch" in caplog.text
-    assert [len(part["labels"]) for part in sizes.split(inputs)] == [1, 1, 1, 1]
-    assert [len(part["labels"]) for part in sizes.split(inputs, evaluation=True)] == [1, 1, 1, 1]
+    assert [len(part["labels"]) for part in sizes.split(a_batch(4))] == [2, 2]
+    sizes.halve(FULL, step=3)
+    assert "micro-batch 2 -> 1 passages of at most 12 tokens together; the batch" in caplog.text
+    assert [len(part["labels"]) for part in sizes.split(a_batch(4))] == [1, 1, 1, 1]
+    assert [len(part["labels"]) for part in sizes.split(a_batch(4), evaluation=True)] == [2, 2]
+
+
+@pytest.mark.parametrize("max_tokens", [None, 10**6])
+def test_limits_far_above_the_batch_are_not_halved_in_vain(max_tokens):
+    """Each retry is of smaller parts than the one that failed."""
+    sizes = MicroBatches(train=64, evaluation=64, max_tokens=max_tokens)
+    tried = []
+    for _ in range(3):
+        tried.append(len(next(sizes.split(a_batch(5)))["labels"]))
+        if tried[-1] > 1:
+            sizes.halve(FULL, step=1)
+    assert tried == [5, 2, 1]
 
 
 def test_other_errors_pass_and_one_passage_that_does_not_fit_is_told():
-    sizes = MicroBatches(train=2, evaluation=4)
+    sizes = MicroBatches(train=2, evaluation=4, max_tokens=11)
     with pytest.raises(RuntimeError, match="shape"):
         sizes.halve(RuntimeError("shape mismatch"), step=1)
-    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-    with pytest.raises(RefineError, match="with 2 passages a process: set micro_batch to 1"):
-        sizes.halve(full, step=1, processes=2)
-    sizes.halve(full, step=1)
-    parts = list(sizes.split({"labels": torch.zeros(3, 5), "input_ids": torch.zeros(3, 7)}))
-    assert [len(part["input_ids"]) for part in parts] == [1, 1, 1]
+    next(sizes.split(a_batch(4)))  # the budget lets one passage through at a time already
     with pytest.raises(RefineError, match="out of memory at step 9 with one passage at a time: take a lower max_pass"):
-        sizes.halve(full, step=9)
+        sizes.halve(FULL, step=9)
+    sizes = MicroBatches(train=2, evaluation=4)
+    next(sizes.split(a_batch(4)))
+    with pytest.raises(RefineError, match="with 2 passages a process: set micro_batch to 1"):
+        sizes.halve(FULL, step=1, processes=2)
+    sizes.halve(FULL, step=1)
+    assert [len(part["labels"]) for part in sizes.split(a_batch(3))] == [1, 1, 1]

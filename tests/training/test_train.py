@@ -139,6 +139,8 @@ def test_all_faults_of_a_configuration_are_told_at_once():
         RefineError, match="batch must be above 0, found 0; warmup_share must lie between 0 and 1, found 2"
     ):
         TrainingConfig(batch=0, warmup_share=2)
+    with pytest.raises(RefineError, match=r"found 'float16' .fp16 is not offered.*metric must be loss or .* 'bleu'"):
+        TrainingConfig(precision="float16", metric="bleu")
 
 
 def test_a_prepared_directory_trains_as_its_corpus_does(tiny_base, vocabulary, corpus, terms, tmp_path):

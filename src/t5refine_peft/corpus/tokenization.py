@@ -300,13 +300,10 @@ class Vocabulary:
         Returns:
             (ids,) int64; 0 for special ids and for bytes inside a character.
         """
+        pieces = range(len(self._processor))
         lengths = np.zeros(len(self), dtype=np.int64)
-        for token in range(len(self._processor)):
-            if token not in self._special:
-                lengths[token] = len(self._piece(token).replace(WORD_MARK, ""))
-        values = self.byte_values
-        lengths[values >= 0] = 1
-        lengths[(values >= 0x80) & (values < 0xC0)] = 0
+        lengths[: len(pieces)] = self._widths - [self._piece(token).count(WORD_MARK) for token in pieces]
+        lengths[list(self._special)] = 0
         return lengths
 
     @cached_property
@@ -334,10 +331,11 @@ class Vocabulary:
     @cached_property
     def _widths(self) -> np.ndarray:
         """Characters of the normalised text that each piece stands for; of those in bytes the first has them."""
-        widths = [len(self._piece(token)) for token in range(len(self._processor))]
-        for token in np.flatnonzero(self._byte).tolist():
-            widths[token] = 0 if 0x80 <= _byte_value(self._piece(token)) < 0xC0 else 1
-        return np.array(widths, dtype=np.int64)
+        widths = np.array([len(self._piece(token)) for token in range(len(self._processor))], dtype=np.int64)
+        values = self.byte_values[: len(widths)]
+        widths[values >= 0] = 1
+        widths[(values >= 0x80) & (values < 0xC0)] = 0
+        return widths
 
     @cached_property
     def _special(self) -> frozenset[int]:

@@ -99,6 +99,8 @@ def load_base(
     checkpoint = Checkpoint(files)
     weights = StoredWeights(checkpoint, tied=record.tied) if record else PublishedWeights(checkpoint)
     model = assemble(directory, weights, placement)
+    if target.type == "cuda":
+        torch.cuda.empty_cache()  # what quantising took for a moment would stay reserved beside the plan of memory
     return Base(
         model=model,
         vocabulary=Vocabulary.load(directory, model_rows=model.get_input_embeddings().num_embeddings),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import bitsandbytes
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -38,6 +37,8 @@ class QuantizedLinear(nn.Linear):
         """Map (..., in_features) to (..., out_features)."""
         hidden = input.to(computing_dtype(input.device, self._dtype))
         if isinstance(self.matrix, NF4Matrix) and hidden.is_cuda:
+            import bitsandbytes
+
             packed = self.matrix.packed.view(torch.uint8)
             output: torch.Tensor = bitsandbytes.matmul_4bit(hidden, packed, quant_state=self.matrix.state())
             return output

@@ -6,12 +6,15 @@ Each has `rows`, `width`, `step` (a tile begins at a multiple of so many rows), 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from bitsandbytes import functional as bnb
 from torch import nn
 
 from t5refine_peft.config import StorageFormat
+
+if TYPE_CHECKING:
+    from bitsandbytes.functional import QuantState
 
 NF4_BLOCK = 64
 """Values that share a scale, as in QLoRA."""
@@ -134,6 +137,8 @@ class NF4Matrix(nn.Module):
     @classmethod
     def quantize(cls, weight: torch.Tensor, device: torch.device) -> NF4Matrix:
         """Quantise `weight`, (rows, width) floats, on `device`, some rows at a time."""
+        from bitsandbytes import functional as bnb
+
         flat = weight.reshape(-1)
         packed, scales = [], []
         for start in range(0, len(flat), _CHUNK_VALUES):
@@ -165,12 +170,12 @@ class NF4Matrix(nn.Module):
         group = NF4_BLOCK * NF4_GROUP
         return group // math.gcd(group, self.width)
 
-    def state(self) -> bnb.QuantState:
+    def state(self) -> QuantState:
         """The scales as bitsandbytes' own functions want them, for the whole matrix."""
-        nested = bnb.QuantState(
-            absmax=self.nested_absmax, code=self.nested_code, blocksize=NF4_GROUP, dtype=torch.float32
-        )
-        return bnb.QuantState(
+        from bitsandbytes.functional import QuantState
+
+        nested = QuantState(absmax=self.nested_absmax, code=self.nested_code, blocksize=NF4_GROUP, dtype=torch.float32)
+        return QuantState(
             absmax=self.absmax,
             shape=torch.Size((self.rows, self.width)),
             code=_nf4_values(self.packed.device),
@@ -183,6 +188,8 @@ class NF4Matrix(nn.Module):
 
     def tile(self, start: int, end: int, dtype: torch.dtype) -> torch.Tensor:
         """See `DenseMatrix.tile`."""
+        import bitsandbytes  # noqa: F401  # registers its operators
+
         first, last = start * self.width, end * self.width
         blocks = slice(first // NF4_BLOCK, -(-last // NF4_BLOCK))
         absmax = torch.ops.bitsandbytes.dequantize_blockwise(
@@ -212,6 +219,8 @@ class NF4Matrix(nn.Module):
 
 def _nf4_values(device: torch.device) -> torch.Tensor:
     """The 16 values of NF4, (16,) fp32."""
+    from bitsandbytes import functional as bnb
+
     values: torch.Tensor = bnb.get_4bit_type("nf4", device=device)
     return values
 

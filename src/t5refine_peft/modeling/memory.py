@@ -7,7 +7,7 @@ PyTorch's allocator reserves beyond that, and the GPU's context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -200,28 +200,32 @@ class _Planner:
             f"{self.shape.name} needs {_gib(plan.total_bytes)} for {wanted.passages} x {wanted.input_tokens} -> "
             f"{wanted.label_tokens} tokens with {describe(plan.quantization)}, and {_gib(self.budget_bytes)} are given"
         )
-        one = replace(wanted, passages=1)
-        leanest = self.plan(_SCHEMES[-1], one)
-        ways = []
-        if plan.quantization != _SCHEMES[-1] and self.plan(_SCHEMES[-1], wanted).fits:
-            ways.append(f"store the base as {describe(_SCHEMES[-1])}")
-        if wanted.passages > 1 and self.plan(plan.quantization, one).fits:
-            fitting = self.most_passages(plan.quantization, one, wanted.passages)
-            ways.append(f"take {fitting} passages at once")
-        if not ways:
-            ways += [f"take passages of {length} tokens" for length in self._shorter(one)]
-        if not ways:
-            ways.append(f"give {_gib(leanest.total_bytes)} or take a smaller base")
-        return f"{needed}; {', or '.join(ways)}"
+        return f"{needed}; {', or '.join(self._ways(plan.quantization, wanted))}"
 
-    def _shorter(self, one: Batch) -> Iterator[int]:
-        """The longest of some lengths of a passage that fits in the leanest way, if any."""
+    def _ways(self, scheme: Quantization, wanted: Batch) -> list[str]:
+        """What would fit: as little changed as can be."""
+        one = replace(wanted, passages=1)
+        ways = []
+        if storing := self._least_lossy(wanted):
+            ways.append(f"store the base as {describe(storing)}")
+        if wanted.passages > 1 and self.plan(scheme, one).fits:
+            ways.append(_at_once(self.most_passages(scheme, one, wanted.passages)))
+        if ways:
+            return ways
+        if storing := self._least_lossy(one):
+            passages = self.most_passages(storing, one, wanted.passages)
+            return [f"store the base as {describe(storing)} and {_at_once(passages)}"]
+        leanest = _SCHEMES[-1]
+        store = "" if scheme == leanest else f"store the base as {describe(leanest)} and "
         for part in (2, 4, 8):
             inputs, labels = one.input_tokens // part, max(1, one.label_tokens // part)
-            shorter = replace(one, input_tokens=inputs, label_tokens=labels)
-            if inputs >= 32 and self.plan(_SCHEMES[-1], shorter).fits:
-                yield inputs
-                return
+            if inputs >= 32 and self.plan(leanest, replace(one, input_tokens=inputs, label_tokens=labels)).fits:
+                return [f"{store}take passages of {inputs} tokens{', one at a time' if wanted.passages > 1 else ''}"]
+        return [f"{store}give {_gib(self.plan(leanest, one).total_bytes)}", "take a smaller base"]
+
+    def _least_lossy(self, batch: Batch) -> Quantization | None:
+        """The least lossy scheme in which `batch` fits, if any."""
+        return next((scheme for scheme in _SCHEMES if self.plan(scheme, batch).fits), None)
 
     def _weights(self, scheme: Quantization) -> tuple[dict[str, int], int]:
         """Bytes on the device by kind of weight, and those on the host."""
@@ -297,6 +301,10 @@ def describe(quantization: Quantization) -> str:
     return f"{quantization.linear} layers, {quantization.head} head and {quantization.embedding} embedding".replace(
         "none", "unquantised"
     )
+
+
+def _at_once(passages: int) -> str:
+    return f"take {passages} passages at once" if passages > 1 else "take one passage at a time"
 
 
 def _gib(size: int) -> str:

@@ -131,7 +131,8 @@ def _shape(name: str, config: dict[str, Any]) -> Shape:
         encoder_blocks=encoder_blocks,
         decoder_blocks=decoder_blocks,
         gated=activation.startswith("gated"),
-        tied=bool(config.get("tie_word_embeddings", kind == "t5")),
+        # `MT5Config` and `UMT5Config` write that they are tied, whatever they are; so the head is counted.
+        tied=kind == "t5" and bool(config.get("tie_word_embeddings", True)),
         bias_tables=encoder_blocks + decoder_blocks if kind == "umt5" else 2,
         buckets=config.get("relative_attention_num_buckets", 32),
         dropout=config.get("dropout_rate", 0.1),

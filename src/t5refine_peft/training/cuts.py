@@ -18,7 +18,7 @@ def cut_batch(inputs: dict[str, torch.Tensor], *, max_tokens: int | None) -> lis
     """
     if max_tokens is None:
         return [inputs]
-    lengths = (inputs["attention_mask"].sum(1) + (inputs["labels"] != -100).sum(1)).tolist()
+    lengths = passage_tokens(inputs).tolist()
     groups: list[list[int]] = []
     left = 0
     for passage in sorted(range(len(lengths)), key=lambda number: -lengths[number]):
@@ -30,3 +30,8 @@ def cut_batch(inputs: dict[str, torch.Tensor], *, max_tokens: int | None) -> lis
     if len(groups) == 1:
         return [inputs]
     return [{name: tensor[group] for name, tensor in inputs.items()} for group in groups]
+
+
+def passage_tokens(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """(passages,) int64: the input and label tokens of each passage of a batch, padding not counted."""
+    return inputs["attention_mask"].sum(1) + (inputs["labels"] != -100).sum(1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datasets import DatasetDict
 
-from t5refine_peft.config import TrainingConfig
+from t5refine_peft.config import CorruptionConfig, TrainingConfig
 from t5refine_peft.corpus.documents import SPLITS
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.preparation import prepare_corpus
@@ -77,6 +78,47 @@ def training_data(
     summary = prepared.summary
     config = replace(config, max_passage_tokens=summary.max_tokens, context_tokens=summary.context_tokens)
     return TrainingData(prepared.splits, summary.glossary_fingerprint, config)
+
+
+def longest_passage(corpus: Corpus | DatasetDict, config: TrainingConfig) -> tuple[int, int]:
+    """How many input and label tokens the longest passages take.
+
+    The label tokens of a passage whose masks are drawn are half as many as its own, or what `mask_share` asks for with
+    its sentinels where that is more; those of a written pair are as they were written.
+
+    Args:
+        corpus: see `train_adapter`. Where it is not prepared yet, passages are as long as `config` lets them be.
+        config: gives that length, and the corruption.
+
+    Raises:
+        RefineError: see `load_prepared`; or a dataset that `prepare_dataset` did not make.
+    """
+    if not isinstance(corpus, DatasetDict):
+        directory = _prepared_directory(corpus)
+        if directory is None:
+            return config.max_passage_tokens, _most_labels(config.max_passage_tokens - 1, config.corruption)
+        corpus = load_prepared(directory).splits
+    inputs = labels = 1
+    for rows in corpus.values():
+        if not {"length", "masked"} <= set(rows.column_names):
+            raise RefineError("the dataset lacks the columns of a prepared one: make it with prepare_dataset")
+        columns = rows.select_columns(["length", "masked"]).with_format("arrow")
+        for table in columns.iter(batch_size=10_000):
+            lengths, drawn = table["length"].to_numpy(), table["masked"].is_null().to_numpy()
+            inputs = max(inputs, int(lengths.max()) + 1)  # the end mark
+            if drawn.any():
+                labels = max(labels, _most_labels(int(lengths[drawn].max()), config.corruption))
+            for spans in table["masked"].drop_null().to_pylist():
+                labels = max(labels, sum(end - start + 1 for start, end in spans) + 1)
+    return inputs, labels
+
+
+def _most_labels(tokens: int, corruption: CorruptionConfig) -> int:
+    """Label tokens that a drawn mask of a passage takes at most, a few short passages with long terms apart."""
+    shares = corruption.mask_share if isinstance(corruption.mask_share, tuple) else (corruption.mask_share,)
+    masked = math.ceil(max(shares) * tokens)
+    sentinels = math.ceil(masked / corruption.mean_span_tokens)
+    return min(corruption.max_label_tokens, max(tokens // 2, masked + sentinels) + 1)
 
 
 def _prepared_directory(corpus: Corpus) -> Path | None:

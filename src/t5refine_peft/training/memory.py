@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from t5refine_peft.errors import RefineError
-from t5refine_peft.training.cuts import cut_batch
+from t5refine_peft.training.cuts import cut_batch, passage_tokens
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Limit:
+    """What goes through the model at once."""
+
+    passages: int
+    tokens: int | None
+    """None sets no limit."""
 
 
 class MicroBatches:
@@ -22,20 +32,24 @@ class MicroBatches:
 
     def __init__(self, *, train: int, evaluation: int, max_tokens: int | None = None) -> None:
         """Begin with this many passages in training and in evaluation, and of them at most `max_tokens` tokens."""
-        self._train = train
-        self._evaluation = evaluation
-        self._max_tokens = max_tokens
+        self._limits = {False: _Limit(train, max_tokens), True: _Limit(evaluation, max_tokens)}
+        self._latest: dict[str, torch.Tensor] = {}
 
     def split(self, inputs: dict[str, torch.Tensor], *, evaluation: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Cut a batch, (passages, tokens) each, into parts that fit."""
-        size = self._evaluation if evaluation else self._train
+        limit = self._limits[evaluation]
         rows = len(inputs["labels"])
-        for at in range(0, rows, size):
-            part = inputs if rows <= size else {name: tensor[at : at + size] for name, tensor in inputs.items()}
-            yield from cut_batch(part, max_tokens=self._max_tokens)
+        for at in range(0, rows, limit.passages):
+            whole = rows <= limit.passages
+            some = inputs if whole else {n: tensor[at : at + limit.passages] for n, tensor in inputs.items()}
+            for part in cut_batch(some, max_tokens=limit.tokens):
+                self._latest = part
+                yield part
 
     def halve(self, error: RuntimeError, *, step: int, processes: int = 1, evaluation: bool = False) -> None:
-        """Halve the size after `error`, and say so.
+        """Halve the size after `error`, and say so: that of the part that `split` gave last, which did not fit.
+
+        The limits may be far above that part, so that halving them would try it again as it was.
 
         Raises:
             RuntimeError: `error` itself, if it is not that the memory ran out.
@@ -43,27 +57,25 @@ class MicroBatches:
         """
         if not should_reduce_batch_size(error):
             raise error
-        size = self._evaluation if evaluation else self._train
-        if size == 1:
+        passages = len(self._latest["labels"])
+        if passages == 1:
             raise RefineError(
                 f"out of memory at step {step} with one passage at a time: take a lower max_passage_tokens, "
                 "a quantised base, or a smaller one"
             ) from error
         if processes > 1:
             raise RefineError(
-                f"out of memory at step {step} with {size} passages a process: set micro_batch to {size // 2}, since "
-                "processes that wait for each other can't make the step anew"
+                f"out of memory at step {step} with {passages} passages a process: set micro_batch to {passages // 2}, "
+                "since processes that wait for each other can't make the step anew"
             ) from error
-        if evaluation:
-            self._evaluation = size // 2
-        else:
-            self._train = size // 2
-        if self._max_tokens is not None:
-            self._max_tokens = max(1, self._max_tokens // 2)
+        tokens = self._limits[evaluation].tokens
+        if tokens is not None:
+            tokens = max(1, int(passage_tokens(self._latest).sum()) // 2)
+        self._limits[evaluation] = _Limit(passages // 2, tokens)
         what = "evaluation batch" if evaluation else "micro-batch"
-        passages = "passages" if self._max_tokens is None else f"passages of at most {self._max_tokens} tokens together"
+        told = "passages" if tokens is None else f"passages of at most {tokens} tokens together"
         logger.warning(
             "out of memory at step %d: %s %d -> %d %s; the batch and its order stay as they were",
-            step, what, size, size // 2, passages,
+            step, what, passages, passages // 2, told,
         )  # fmt: skip
         clear_device_cache(garbage_collection=True)

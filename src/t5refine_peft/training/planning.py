@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from datasets import DatasetDict
 
 from t5refine_peft.config import Quantization, TrainingConfig
+from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.memory import GPU_CONTEXT_BYTES, MemoryPlan, plan_memory
 from t5refine_peft.modeling.precision import choose_precision
 from t5refine_peft.modeling.stored import read_record
+from t5refine_peft.training.data import longest_passage
 
 
-def plan_training(base: str | Path | Base, config: TrainingConfig) -> MemoryPlan | None:
+def plan_training(
+    base: str | Path | Base, config: TrainingConfig, corpus: Corpus | DatasetDict = ()
+) -> MemoryPlan | None:
     """The plan of a run: within `config.memory_bytes`, else within what the GPU has free; None on a CPU without it.
 
-    A passage is planned with half as many label tokens as input tokens, which is more than any mask share below a
-    third gives.
+    Args:
+        base: as `train_adapter` takes it.
+        config: gives the memory and what is asked for.
+        corpus: where it is prepared, its longest passage is planned for; else one of `config.max_passage_tokens`.
 
     Raises:
         RefineError: it does not fit, with the plan's advice.
@@ -28,14 +37,15 @@ def plan_training(base: str | Path | Base, config: TrainingConfig) -> MemoryPlan
         return None
     budget = config.memory_bytes or _own_and_free_bytes(device)
     precision = choose_precision(device) if config.precision == "auto" else config.precision
+    input_tokens, label_tokens = longest_passage(corpus, config)
     plan = plan_memory(
         base.name if isinstance(base, Base) else base,
         budget,
         quantization=base.quantization if isinstance(base, Base) else config.quantization or _saved(base),
         batch=config.micro_batch,
         max_batch=config.batch,
-        input_tokens=config.max_passage_tokens + 1,  # the end mark
-        label_tokens=config.max_passage_tokens // 2 + 1,
+        input_tokens=input_tokens,
+        label_tokens=label_tokens,
         adapter=config.adapter,
         precision=precision,
         device="cuda" if device.type == "cuda" else "cpu",
@@ -45,11 +55,20 @@ def plan_training(base: str | Path | Base, config: TrainingConfig) -> MemoryPlan
     return plan
 
 
-def cap_memory(plan: MemoryPlan, device: torch.device) -> None:
-    """Let PyTorch take no more of a GPU than the plan's budget: Windows would spill to the host without a word."""
-    if device.type == "cuda":
-        whole = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (plan.budget_bytes - GPU_CONTEXT_BYTES) / whole), device)
+@contextmanager
+def capped_memory(plan: MemoryPlan | None, device: torch.device) -> Iterator[None]:
+    """Within this context PyTorch takes no more of a GPU than the plan's budget: Windows would spill to the host
+    without a word. Afterwards the process may take as much as before."""
+    if plan is None or device.type != "cuda":
+        yield
+        return
+    whole = torch.cuda.get_device_properties(device).total_memory
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    torch.cuda.set_per_process_memory_fraction(min(before, (plan.budget_bytes - GPU_CONTEXT_BYTES) / whole), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
 
 
 def _saved(base: str | Path) -> Quantization | None:

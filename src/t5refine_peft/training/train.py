@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, finger
 from t5refine_peft.training.data import training_data
 from t5refine_peft.training.health import HealthCallback
 from t5refine_peft.training.interrupt import InterruptCallback
-from t5refine_peft.training.planning import cap_memory, plan_training
+from t5refine_peft.training.planning import capped_memory, plan_training
 from t5refine_peft.training.processes import is_first_process, local_device, micro_batches, process_count
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 from t5refine_peft.training.trainer import AdapterTrainer
@@ -124,23 +125,27 @@ def train_adapter(
         check_writable(target.parent)
         check_writable(run.path.parent)
     terms = _glossary(glossary)
-    loaded, plan = _load(base, config)
+    loaded, plan = _load(base, config, corpus)
     config = replace(config, quantization=loaded.quantization)
     data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
     splits, config = data.splits, data.config
+    plan = plan and plan_training(loaded, config, splits)  # now that the passages are there
     checkpoint = _begin(run, target, _identity(splits, data.glossary_fingerprint, loaded, config), resume)
     collator = DataCollatorForTermCorruption(
         loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
     )
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
-    base_answers = answer_terms(loaded.model, loaded, test, collator)
+    with capped_memory(plan, loaded.device):
+        base_answers = answer_terms(loaded.model, loaded, test, collator)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
     interrupt = next(
         (callback for callback in callbacks if isinstance(callback, InterruptCallback)),
         InterruptCallback(how_to_resume="train_adapter(..., resume=True)"),
     )
-    try:
+    with capped_memory(plan, loaded.device), ExitStack() as afterwards:
+        afterwards.callback(model.unload)
+        afterwards.callback(interrupt.close)
         stopping = DelayedEarlyStoppingCallback(
             start_step=config.start_step,
             patience=config.patience,
@@ -195,9 +200,6 @@ def train_adapter(
                 )
                 (staged / REPORT_FILE).write_text(report, encoding="utf-8")
         adapter_scores = broadcast_object_list(scores)[0]
-    finally:
-        interrupt.close()
-        model.unload()
     return TrainResult(
         path=target,
         adapter_bytes=(target / WEIGHTS_FILE).stat().st_size,
@@ -211,17 +213,17 @@ def train_adapter(
     )
 
 
-def _load(base: str | Path | Base, config: TrainingConfig) -> tuple[Base, MemoryPlan | None]:
+def _load(
+    base: str | Path | Base, config: TrainingConfig, corpus: Corpus | DatasetDict
+) -> tuple[Base, MemoryPlan | None]:
     """The base, stored as the plan of its memory says, and that plan."""
     device = config.device or local_device()
-    plan = plan_training(base, replace(config, device=device))
+    plan = plan_training(base, replace(config, device=device), corpus)
     if isinstance(base, Base):
         loaded = base
     else:
         quantization = config.quantization if plan is None else plan.quantization
         loaded = load_base(base, quantization=quantization, device=device, precision=config.precision)
-    if plan is not None:
-        cap_memory(plan, loaded.device)
     return loaded, plan
 
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Sampler, Subset
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import Seq2SeqTrainer
 from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from t5refine_peft.errors import RefineError
 from t5refine_peft.evaluation.evaluate import TermTest, score_terms
 from t5refine_peft.modeling.base import Base
-from t5refine_peft.modeling.forward import LabelStates, packed_forward
 from t5refine_peft.modeling.lora import save_adapter
-from t5refine_peft.modeling.loss import frozen_head_cross_entropy
 from t5refine_peft.modeling.memory import MemoryPlan
+from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.checkpoints import RunDirectory, random_states, write_state
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
@@ -75,6 +76,10 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
                 self._load_callback_state()
                 return TrainOutput(state.global_step, math.nan, {})
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _run_epoch(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        with _clearing(model, self._trained):
+            super()._run_epoch(model, *args, **kwargs)
 
     def compute_loss(
         self,
@@ -251,6 +256,28 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
                     setattr(callback, name, value)
 
 
+@contextmanager
+def _clearing(model: torch.nn.Module, weights: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Within this context `model.zero_grad()` looks at `weights`, all that have gradients, alone.
+
+    The Trainer calls it each step, and PyTorch's goes through every layer: a millisecond or two for seven blocks, and
+    the more the deeper the model is.
+    """
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for weight in weights:
+            if set_to_none or weight.grad is None:
+                weight.grad = None
+            else:
+                weight.grad.detach_().zero_()
+
+    model.zero_grad = zero_grad  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.zero_grad  # the class's own comes forth again
+
+
 def _callback_states(callbacks: list[Any]) -> dict[str, Any]:
     """As the Trainer keeps them: by class, a list where there are several of one."""
     states: dict[str, list[Any]] = {}
@@ -258,19 +285,3 @@ def _callback_states(callbacks: list[Any]) -> dict[str, Any]:
         if isinstance(callback, ExportableState):
             states.setdefault(type(callback).__name__, []).append(callback.state())
     return {name: found if len(found) > 1 else found[0] for name, found in states.items()}
-
-
-def token_loss(
-    model: torch.nn.Module, inputs: dict[str, torch.Tensor], base: Base, *, checkpointed_blocks: int = 0
-) -> tuple[torch.Tensor, int]:
-    """Summed cross-entropy in fp32 of the labels that are not -100, and their number; no logits are held.
-
-    Equals `F.cross_entropy` on the model's own logits. `checkpointed_blocks`: see `packed_forward`.
-    """
-    core: PreTrainedModel = base.model
-    with packed_forward(core, checkpointed_blocks=checkpointed_blocks):
-        states: LabelStates = model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], labels=inputs["labels"]
-        )
-    loss = frozen_head_cross_entropy(states.hidden, core.get_output_embeddings(), states.labels, num_items_in_batch=1)
-    return loss, int((states.labels != -100).sum())
