@@ -120,6 +120,13 @@ def recover(target: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Remove the half files of killed writers from `directory` and those below it; no other may be at work there."""
+    for left in directory.rglob(f".*{_STAGED}"):
+        if left.is_file():
+            left.unlink(missing_ok=True)
+
+
 def fingerprint_files(files: list[Path]) -> str:
     """Names and contents of `files` as 16 hexadecimal digits."""
     digest = hashlib.sha256()

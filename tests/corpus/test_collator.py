@@ -75,6 +75,9 @@ def test_an_item_is_the_row_that_it_was_read_from(vocabulary, corpus, terms):
         assert [list(span) for span in item.term_spans] == row["term_spans"]
         assert item.context_tokens == row["context_tokens"]
     assert any(item.context_tokens for item in items)
+    assert dataset[-1].index == 9
+    with pytest.raises(IndexError):
+        dataset[10]
 
 
 def test_a_term_of_weight_0_is_never_chosen(vocabulary, corpus):

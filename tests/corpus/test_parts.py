@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import select
+import signal
 import threading
 import time
 from pathlib import Path
@@ -50,6 +52,31 @@ def test_a_process_that_was_ended_is_told_with_a_remedy():
         list(run_parts(end_itself, range(20), processes=2))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="stands in for a killed process with a fork of this one")
+def test_workers_end_when_their_parent_is_killed():
+    reading, writing = os.pipe()
+    parent = os.fork()
+    if not parent:  # never returns to the tests
+        try:
+            for number, process in run_parts(square, range(1000), processes=2):
+                os.write(writing, f"{process} ".encode())
+                if number == 9 * 9:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(parent, 0)[1]) == -signal.SIGKILL
+    os.close(writing)  # the workers hold the last ends of the pipe: it ends when both have ended
+    told = b""
+    while select.select([reading], [], [], 20)[0]:
+        told += (more := os.read(reading, 4096))
+        if not more:
+            break
+    else:
+        pytest.fail("the workers outlive their parent")
+    assert len(set(told.split())) == 2
+    os.close(reading)
+
+
 def test_a_part_is_whole_or_not_there(tmp_path: Path):
     features = datasets.Features({"n": datasets.Value("uint16")})
     write_part(tmp_path / "a.arrow", pa.table({"n": [1, 2]}, schema=features.arrow_schema), features)
@@ -83,10 +110,11 @@ def test_what_was_interrupted_is_kept_and_what_failed_is_not(tmp_path: Path, err
     def cut_off() -> None:
         with made_once(tmp_path / "there") as unfinished:
             (unfinished / "a").write_text("a")
+            (unfinished / ".b.99.part").write_text("half of b")
             raise error
 
     with pytest.raises(error):
         cut_off()
     assert not (tmp_path / "there").exists()
     with made_once(tmp_path / "there") as unfinished:
-        assert (unfinished / "a").exists() == kept
+        assert [path.name for path in unfinished.iterdir()] == ["a"] * kept

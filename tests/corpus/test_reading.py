@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import datasets
@@ -37,6 +38,7 @@ SENTENCES = {
     "shift_jis": "患者は心不全のためフロセミドを服用している。売主は目的物を引き渡す義務を負う。",
     "latin_1": "Der Kläger trägt die Kosten des Verfahrens; la insuficiencia cardíaca del señor Núñez.",
     "utf-16": "The patient takes furosemide, 患者",
+    "utf-32": "The patient takes furosemide, 患者",
 }
 
 
@@ -151,6 +153,35 @@ def test_written_pairs_become_whole_texts_with_their_masks(tmp_path: Path):
     assert next(iter(read_documents(datasets.Dataset.from_list(rows[:1])))).masked == first.masked
 
 
+def test_a_field_of_a_table_may_be_a_long_document(tmp_path: Path):
+    (tmp_path / "a.csv").write_text(f"id,text\n1,{'word ' * 40_000}\n")
+    assert texts_of(tmp_path) == ["word " * 40_000]
+
+
+@pytest.mark.parametrize("part", ["word/document.xml", "[Content_Types].xml", "word/_rels/document.xml.rels"])
+def test_a_damaged_word_document_gets_one_sentence(tmp_path: Path, part: str):
+    docx.Document().save(tmp_path / "whole.docx")
+    with zipfile.ZipFile(tmp_path / "whole.docx") as whole, zipfile.ZipFile(tmp_path / "a.docx", "w") as damaged:
+        for name in whole.namelist():
+            damaged.writestr(name, whole.read(name)[: 60 if name == part else None])
+    with pytest.raises(RefineError, match=r"a\.docx can't be read as a Word document"):
+        texts_of(tmp_path / "a.docx")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "found"),
+    [
+        (datasets.DatasetDict(train=datasets.Dataset.from_list([{"text": "a"}])), "DatasetDict of train; take one"),
+        ({"text": ["a"]}, "dict of text; take one"),
+        (b"a", "bytes"),
+        (None, "NoneType"),
+    ],
+)
+def test_what_is_no_corpus_is_refused(corpus, found: str):
+    with pytest.raises(RefineError, match=f"expected a path, or an iterable of texts, rows or paths, found {found}"):
+        texts_of(corpus)
+
+
 def test_iterables_of_texts_rows_and_datasets():
     assert texts_of(["a", " ", "b"]) == ["a", "b"]
     assert texts_of(datasets.Dataset.from_list([{"body": "c"}]), field="body") == ["c"]
@@ -174,7 +205,10 @@ def test_a_broken_line_is_named_by_file_and_number(tmp_path: Path):
         ("a.docx", b"PK", "can't be read as a Word document"),
         ("a.pdf", b"%PDF-1.4", "can't be read as a PDF"),
         ("a.jsonl", b'{"text": "a \\ud800"}\n', "a.jsonl:1: character 2 is half a surrogate pair"),
-        ("a.csv", b"text\n" + b"x" * 200_000, "behind line 1: expected a row of CSV, found field larger"),
+        ("a.csv", b'text\n"a stray mark\nb\n', "behind line 1: expected a row of CSV, found unexpected end of data"),
+        ("a.txt", "The patient".encode("utf-16-le"), "is full of zero bytes: expected text, found UTF-16 without"),
+        ("a.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "line 1: expected a JSON object, found Exceeds"),
+        ("a.jsonl", b"[" * 100_000, "line 1: expected a JSON object, found maximum recursion depth"),
         ("a.txt", b" \n", "is empty"),
         ("a.jsonl", b'{"inputs": "a", "targets": "b"}\n', "none of the 1 pairs can be used; the first is .*line 1: "),
         ("a.xyz", b"x", "expected a file that ends in"),

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from t5refine_peft import Glossary, RefineError
+from t5refine_peft.corpus import suggestions
 from t5refine_peft.corpus.suggestions import Suggestion, suggest_terms
 
 ENGLISH = ["the", "of", "and", "to", "in", "is", "was", "for", "with", "on", "by", "at", "from", "that", "this", "it"]
@@ -92,3 +93,16 @@ def test_spellings_in_capitals_count_together_and_punctuation_parts(vocabulary):
 def test_limits_below_one_are_refused(vocabulary):
     with pytest.raises(RefineError, match="limit and min_count must be at least 1, found 0 and 5"):
         suggest_terms(["x"], vocabulary=vocabulary, limit=0)
+
+
+def test_a_word_too_long_for_its_share_to_be_a_number_is_no_obstacle(vocabulary):
+    word = "acgtgca" * 90
+    corpus = [f"{before} {word} {after}" for before, after in zip("abcdefghij", "klmnopqrst", strict=True)]
+    assert texts_of(suggest_terms(corpus, vocabulary=vocabulary)) == [word]
+
+
+def test_what_is_frequent_outlives_any_number_of_rare_runs(vocabulary, monkeypatch):
+    monkeypatch.setattr(suggestions, "_MOST_COUNTED", 200)
+    corpus = [f"{n}a, furosemide; {n}b" for n in range(500) for _ in range(2)]
+    (found,) = suggest_terms(corpus, vocabulary=vocabulary)
+    assert (found.text, found.count) == ("furosemide", 1000)

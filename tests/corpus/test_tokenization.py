@@ -85,6 +85,11 @@ def test_a_spelled_sentinel_comes_back_as_text(vocabulary):
     assert vocabulary.decode(vocabulary.encode(text).ids).strip() == text
 
 
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "▁", "\x7f\u2028"])
+def test_a_blank_of_any_kind_before_a_spelled_sentinel_is_a_space(vocabulary, blank):
+    assert vocabulary.decode(vocabulary.encode(f"合同{blank}<extra_id_3>").ids).strip() == "合同 <extra_id_3>"
+
+
 def test_sentinels_descend_from_the_top(vocabulary):
     assert vocabulary.sentinel_ids == tuple(range(len(vocabulary) - 1, len(vocabulary) - 101, -1))
 

@@ -42,7 +42,7 @@ def audit_prepared(
             shadowed={term: tuple(others) for term, others in told["shadowed"].items()},
             too_long=told["too_long"],
             uncovered=told["uncovered"],
-            repeated=tuple(told["repeated"]),
+            repeated=glossary.repeated,  # repeating a term changes nothing of what is prepared
         )
     audit = glossary.audit(corpus, vocabulary=vocabulary, field=field, unit=unit)
     with atomic_file(path) as temporary:

@@ -21,7 +21,7 @@ _JOINS = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=L}\p{GCB=V}\p{
 
 _SPACED, _EXTENDS = 1, 2
 _FIRST_BORDER, _LAST_BORDER = 0x40000, 0xE0000
-"""Planes 4 to 13, in which nothing is assigned; all letters of scripts with spaces lie in the first two."""
+"""Planes 4 to 13, in which nothing is assigned; letters of scripts with spaces, and accents, lie in the first two."""
 
 
 class CodePointTable:
@@ -84,7 +84,7 @@ def begins_word(text: str) -> np.ndarray:
 
 
 def mark_borders(text: str) -> str:
-    """`text` with each letter that begins or ends a word, in scripts with spaces, replaced by one that tells so.
+    """`text` with what begins or ends a word, in scripts with spaces, replaced by a character that tells so.
 
     What is searched for with its own borders marked is thus found as whole words only, and every place stays the same.
     The stand-ins are code points of which no character is made; where `text` has these, or halves of a surrogate pair,
@@ -93,8 +93,13 @@ def mark_borders(text: str) -> str:
     points = code_points(text)
     if points.max(initial=0) >= _FIRST_BORDER:
         points = np.where((points >= _FIRST_BORDER) & (points < _LAST_BORDER), 0xFFFD, points)
+    kinds = _KINDS[points]
     spaced = np.zeros(len(points) + 2, dtype=bool)
-    spaced[1:-1] = _KINDS[points] == _SPACED
+    spaced[1:-1] = kinds == _SPACED
+    extends = (kinds >= _EXTENDS) & (points < _FIRST_BORDER)
+    if extends.any():  # an accent or vowel sign is of the word that its letter is of
+        bases = np.maximum.accumulate(np.where(extends, 0, np.arange(len(points))))
+        spaced[1:-1] |= extends & spaced[1:-1][bases]
     begins = spaced[1:-1] > spaced[:-2]
     ends = spaced[1:-1] > spaced[2:]
     marked = points + _FIRST_BORDER * (begins + np.uint32(2) * ends)

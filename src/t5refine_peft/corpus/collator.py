@@ -61,7 +61,7 @@ class CorruptionDataset(Dataset[CorruptionItem]):
         return len(self._rows)
 
     def __getitem__(self, index: int) -> CorruptionItem:
-        return self.__getitems__([index])[0]
+        return self.__getitems__([range(len(self))[index]])[0]  # -1 is the last passage, and has its masks
 
     def __getitems__(self, indices: Sequence[int]) -> list[CorruptionItem]:
         """The items of a batch, read at once; a DataLoader calls this where a dataset has it."""

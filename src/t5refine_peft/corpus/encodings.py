@@ -11,7 +11,15 @@ from t5refine_peft.errors import RefineError
 
 _BLOCK_BYTES = 1 << 20
 _SAMPLE_BYTES = 1 << 18
-_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with UTF-16's
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_MOST_ZEROS = 0.25
+"""Share of zero bytes from which on a file is no text in any encoding that goes without a mark."""
 
 _CANDIDATES = (
     "gb18030", "big5", "shift_jis", "cp932", "euc_jp", "euc_kr", "cp949", "cp1251", "cp1252", "latin_1",
@@ -30,14 +38,22 @@ def find_encoding(path: Path) -> str:
     The whole file is read once, a block at a time, to be sure of UTF-8.
 
     Raises:
-        RefineError: the file can't be read, is UTF-8 with a few broken bytes, or is in no encoding that is known.
+        RefineError: the file can't be read, is UTF-8 with a few broken bytes, is full of zero bytes, or is in no
+            encoding that is known.
     """
     try:
         with path.open("rb") as stream:
-            head = stream.read(4)
+            head = stream.read(_SAMPLE_BYTES)
             for mark, name in _MARKS:
                 if head.startswith(mark):
                     return name
+            if head.count(0) > _MOST_ZEROS * len(
+                head
+            ):  # in ASCII's part, UTF-16 is UTF-8 with a zero at every other byte
+                raise RefineError(
+                    f"{path} is full of zero bytes: expected text, found UTF-16 without a byte order mark, or no text "
+                    "at all; convert the file to UTF-8 first, or leave it out"
+                )
             stream.seek(0)
             broken = _first_broken_byte(stream)
             if broken is None:

@@ -15,6 +15,9 @@ from t5refine_peft.errors import RefineError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".docx", ".pdf")
 
+_LONGEST_FIELD = 2**31 - 1
+"""Characters of a field in a table, which may be a whole document; csv stops at 131,072, and takes no more than this
+where a C long has 32 bits."""
 _EXTRA = 'pip install "t5refine-peft[documents]"'
 
 
@@ -101,13 +104,15 @@ def _json_lines(path: Path, lines: Iterable[str], field: str, report: ReadingRep
             where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise RefineError(f"{where}: expected a JSON object, found {error.msg}") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+                found = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise RefineError(f"{where}: expected a JSON object, found {found}") from None
             yield from _row(path, row, number, field, where, report)
 
 
 def _csv_rows(path: Path, stream: io.TextIOBase, field: str, report: ReadingReport) -> Iterator[Document]:
-    rows = csv.DictReader(stream)
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))  # for the whole process: csv knows no other way
+    rows = csv.DictReader(stream, strict=True)  # else a stray quotation mark swallows all that follows
     try:
         for row in rows:
             yield from _row(path, row, rows.line_num, field, f"{path}, line {rows.line_num}", report)
@@ -132,7 +137,7 @@ def _pdf_lines(path: Path) -> Iterator[str]:
     try:
         for page in pypdf.PdfReader(path).pages:
             yield from (page.extract_text().strip("\n") + "\n\n").splitlines(keepends=True)
-    except (pypdf.errors.PyPdfError, OSError, ValueError) as error:
+    except Exception as error:  # a broken file makes its reader raise anything
         raise RefineError(f"{path} can't be read as a PDF ({error}); save it anew, or leave it out") from None
 
 
@@ -140,17 +145,15 @@ def _docx_lines(path: Path) -> Iterator[str]:
     """Paragraphs and rows of tables in their order, a line each."""
     try:
         import docx
-        from docx.opc.exceptions import PackageNotFoundError
         from docx.table import Table
     except ImportError:
         raise RefineError(f"{path}: reading .docx needs the extra 'documents'; install it with {_EXTRA}") from None
     try:
-        content = docx.Document(str(path)).iter_inner_content()
-    except (PackageNotFoundError, KeyError, ValueError) as error:
+        for block in docx.Document(str(path)).iter_inner_content():
+            if isinstance(block, Table):
+                for row in block.rows:
+                    yield "\t".join(cell.text.replace("\n", " ") for cell in row.cells) + "\n"
+            else:
+                yield block.text + "\n"
+    except Exception as error:  # a broken file makes its reader raise anything
         raise RefineError(f"{path} can't be read as a Word document ({error}); save it anew as .docx") from None
-    for block in content:
-        if isinstance(block, Table):
-            for row in block.rows:
-                yield "\t".join(cell.text.replace("\n", " ") for cell in row.cells) + "\n"
-        else:
-            yield block.text + "\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,7 +21,7 @@ import pyarrow as pa
 from datasets.arrow_writer import ArrowWriter
 
 from t5refine_peft.errors import RefineError
-from t5refine_peft.storage import atomic_file
+from t5refine_peft.storage import atomic_file, remove_unfinished
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -74,6 +76,7 @@ def made_once(directory: Path) -> Iterator[Path | None]:
             yield None
             return
         unfinished.mkdir(exist_ok=True)
+        remove_unfinished(unfinished)
         try:
             yield unfinished
         except RefineError:
@@ -97,11 +100,20 @@ class _Worker:
     @classmethod
     def start(cls, work: Callable[[Any], Any]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to answer
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         cls.work = work
 
     @classmethod
     def do(cls, task: Any) -> Any:
         return cls.work(task)
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed; it would wait for work for ever, and hold its memory."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _context() -> multiprocessing.context.BaseContext:

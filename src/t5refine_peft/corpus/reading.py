@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,11 @@ def _documents(corpus: Corpus, field: str, unit: Unit | None, report: ReadingRep
             if empty:
                 report.without_text.append(str(path))
         return
+    if isinstance(corpus, Mapping | bytes) or not isinstance(corpus, Iterable):
+        parts = f" of {', '.join(map(str, corpus))}; take one of these" if isinstance(corpus, Mapping) else ""
+        raise RefineError(
+            f"the corpus: expected a path, or an iterable of texts, rows or paths, found {type(corpus).__name__}{parts}"
+        )
     for number, item in enumerate(corpus, start=1):
         source = f"document {number}"
         if _is_path(item):

@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -87,7 +88,7 @@ def spool_documents(
     if paths is None:
         return _spool_iterable(corpus, cache, field, unit, processes, progress)
     files = list(corpus_files(paths, ReadingReport()))
-    told = json.dumps([_FORMAT, list(map(str, files)), fingerprint_files(files), field, unit])
+    told = json.dumps([_FORMAT, version("t5refine-peft"), list(map(str, files)), fingerprint_files(files), field, unit])
     fingerprint = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     spool = Spool(cache / f"documents-{fingerprint}", fingerprint)
     with made_once(spool.directory) as unfinished:

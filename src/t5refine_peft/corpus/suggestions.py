@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 from t5refine_peft.corpus.characters import written_without_spaces
 from t5refine_peft.corpus.documents import Unit
 from t5refine_peft.corpus.glossary import Glossary
@@ -22,7 +24,7 @@ _JOINT = "\t"
 """Between the words of a run, which are single characters in scripts without spaces."""
 _MOST_WORDS, _MOST_CHARACTERS = 4, 6
 _MOST_COUNTED = 2_000_000
-"""When so many different runs were counted, those seen once are forgotten (lossy counting, Manku and Motwani 2002)."""
+"""So many different runs counted, the rarer half is forgotten (as in lossy counting, Manku and Motwani 2002)."""
 _FUNCTION_WORD = 1 / 2_000
 """A word more frequent than this in other text neither begins nor ends a term."""
 _COHESION = 3.0
@@ -114,13 +116,17 @@ class _Reference:
         """The run's share of all words."""
         if self._counts is not None:
             return self._counts[run] / self._words
-        return math.exp(self._vocabulary.log_probability(self._vocabulary.encode(_shown(run)).ids))
+        return math.exp(self._log_share(run))
+
+    def _log_share(self, run: str) -> float:
+        return self._vocabulary.log_probability(self._vocabulary.encode(_shown(run)).ids)
 
     def keyness(self, run: str, count: int, words: int) -> float:
         """The log-likelihood ratio of `count` in `words`; negative where the run is rarer than elsewhere."""
         if self._counts is None:  # a share that is known, not counted
-            expected = words * self.share(run)
-            ratio = 2 * (count * math.log(count / expected) - (count - expected))
+            log_expected = math.log(words) + self._log_share(run)  # of a long run, too small a share to be a float
+            expected = math.exp(log_expected)
+            ratio = 2 * (count * (math.log(count) - log_expected) - (count - expected))
             return ratio if count > expected else -ratio
         other = self._counts[run]
         expected = words * (count + other) / (words + self._words)
@@ -179,8 +185,15 @@ def _counts(corpus: Corpus, field: str, unit: Unit | None) -> Counter[str]:
                 for last in range(first + 1, min(first + most + 1, len(words)) + 1)
             )
         if len(counts) > _MOST_COUNTED:
-            counts = Counter({run: count for run, count in counts.items() if count > 1})
+            counts = _more_frequent_half(counts)
     return counts
+
+
+def _more_frequent_half(counts: Counter[str]) -> Counter[str]:
+    """Half of the runs at most: so that it takes long to have too many again, however many are seen twice."""
+    occurrences = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
+    forgotten = int(np.partition(occurrences, len(counts) // 2)[len(counts) // 2])
+    return Counter({run: count for run, count in counts.items() if count > forgotten})
 
 
 def _word_runs(text: str) -> Iterator[list[str]]:

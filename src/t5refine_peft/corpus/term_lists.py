@@ -35,8 +35,8 @@ def read_terms(path: Path) -> list[Term]:
     """Read a term list.
 
     In a `.csv` or `.tsv` file a row is a term and its variants. If the first row begins with `term`, it names the
-    columns: one may be `weight`, the others hold variants. In any other file a line is a term, and lines that begin
-    with `#` are skipped.
+    columns: one may be `weight`, the others hold variants. Blank rows are passed over. In any other file a line is a
+    term, and lines that begin with `#` are skipped.
 
     Raises:
         RefineError: the file can't be read, or a weight is no number.
@@ -49,18 +49,24 @@ def read_terms(path: Path) -> list[Term]:
 
 
 def _rows(path: Path, text: str, delimiter: str) -> Iterator[Term]:
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     weight_column = None
+    first = True
+    read = 0
     try:
         for row in rows:
+            read = rows.line_num
             cells = [cell.strip() for cell in row]
-            if rows.line_num == 1 and cells and cells[0].casefold() == "term":
+            if not any(cells):
+                continue
+            if first and cells[0].casefold() == "term":
                 names = [cell.casefold() for cell in cells]
                 weight_column = names.index("weight") if "weight" in names else None
-            elif any(cells):
-                yield _term(cells, weight_column, f"{path}, line {rows.line_num}")
+            else:
+                yield _term(cells, weight_column, f"{path}, line {read}")
+            first = False
     except csv.Error as error:
-        raise RefineError(f"{path}, behind line {rows.line_num}: expected a row of terms, found {error}") from None
+        raise RefineError(f"{path}, behind line {read}: expected a row of terms, found {error}") from None
 
 
 def _term(cells: list[str], weight_column: int | None, where: str) -> Term:

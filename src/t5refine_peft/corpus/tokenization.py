@@ -134,12 +134,14 @@ class Vocabulary:
             parts.append(self._without_sentinels(part, offset + start, self._continue(part, offset + start)))
         return _joined(parts)
 
-    @staticmethod
-    def _cut(text: str, offset: int, encoding: Encoding, token: int) -> int:
-        """A place in `text` inside the piece `token`: behind its first character that is no space, the "<" mostly."""
+    def _cut(self, text: str, offset: int, encoding: Encoding, token: int) -> int:
+        """A place in `text` inside the piece `token`: behind its first character that is no blank, the "<" mostly.
+
+        Blanks are what normalisation makes a space or nothing of: zero-width spaces, control characters.
+        """
         start, end = int(encoding.starts[token]) - offset, int(encoding.ends[token]) - offset
-        spelling = text[start:end]
-        return min(end - len(spelling.lstrip()) + 1, end - 1)
+        visible = (at for at in range(start, end) if self._processor.normalize(text[at]).strip(WORD_MARK))
+        return min(next(visible, start) + 1, end - 1)
 
     def encode_continuation(self, text: str) -> Encoding:
         """Encode `text` as it would stand right behind other text: no word mark is put in front of it."""
