@@ -17,6 +17,7 @@ from shell import run_shell
 
 from t5refine_peft.cli import prepare
 from t5refine_peft.demo import texts
+from t5refine_peft.evaluation import confidence
 from t5refine_peft.training import train
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +70,7 @@ def _reason(before: Token) -> str | None:
 
 @contextmanager
 def in_little() -> Iterator[None]:
-    """Within this context training ends after two steps, and the demo's corpus is small."""
+    """Within this context training ends after two steps, and the demo's corpus and an adapter's measures are small."""
     real = train.Seq2SeqTrainingArguments
 
     def two_steps(**settings: Any) -> Any:
@@ -77,8 +78,9 @@ def in_little() -> Iterator[None]:
 
     with (
         patch.object(train, "Seq2SeqTrainingArguments", two_steps),
-        patch.object(texts, "TRAIN_DOCUMENTS", 80),
+        patch.object(texts, "TRAIN_DOCUMENTS", 50),
         patch.object(texts, "DAMAGED_DOCUMENTS", 3),
+        patch.object(confidence, "_DAMAGED_PASSAGES", 4),
         patch.object(prepare, "_processors", lambda: 1),
     ):
         yield
