@@ -1,7 +1,7 @@
 """Our collator and callbacks in Hugging Face's own Seq2SeqTrainer, with PEFT's own adapter: nothing else of ours."""
 
 from peft import LoraConfig, get_peft_model
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from t5refine_peft import (
     CorruptionConfig,
@@ -39,6 +39,7 @@ trainer = Seq2SeqTrainer(
     data_collator=DataCollatorForTermCorruption(base.vocabulary, CorruptionConfig()),
     callbacks=[DelayedEarlyStoppingCallback(start_step=0.5, patience=2, window=1), ProgressCallback()],
 )
+trainer.pop_callback(PrinterCallback)  # ours tells the same, in lines to read
 trainer.train()
 trainer.save_model("plain/adapter")
 print("loss on the validation split:", trainer.evaluate()["eval_loss"])

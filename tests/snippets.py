@@ -18,7 +18,7 @@ from shell import run_shell
 from t5refine_peft.cli import prepare
 from t5refine_peft.demo import texts
 from t5refine_peft.evaluation import confidence
-from t5refine_peft.training import train
+from t5refine_peft.training.trainer import AdapterTrainer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -71,13 +71,14 @@ def _reason(before: Token) -> str | None:
 @contextmanager
 def in_little() -> Iterator[None]:
     """Within this context training ends after two steps, and the demo's corpus and an adapter's measures are small."""
-    real = train.Seq2SeqTrainingArguments
+    real = AdapterTrainer.__init__
 
-    def two_steps(**settings: Any) -> Any:
-        return real(**{**settings, "max_steps": 2, "eval_steps": 1, "save_steps": 1, "logging_steps": 1})
+    def two_steps(self: AdapterTrainer, *arguments: Any, args: Any, **options: Any) -> None:
+        args.max_steps, args.eval_steps, args.save_steps, args.logging_steps = 2, 1, 1, 1
+        real(self, *arguments, args=args, **options)
 
     with (
-        patch.object(train, "Seq2SeqTrainingArguments", two_steps),
+        patch.object(AdapterTrainer, "__init__", two_steps),
         patch.object(texts, "TRAIN_DOCUMENTS", 50),
         patch.object(texts, "DAMAGED_DOCUMENTS", 3),
         patch.object(confidence, "_DAMAGED_PASSAGES", 4),
