@@ -103,6 +103,13 @@ def test_the_speeds_of_the_method_are_those_of_the_benchmark():
     assert f"and {plain[0]:.1f} to {plain[-1]:.1f} times without" in page
 
 
+def test_the_cut_runs_of_the_strategy_are_those_of_the_benchmark():
+    page = (ROOT / "docs" / "strategy.md").read_text(encoding="utf-8")
+    cuts = json.loads((ROOT / "benchmarks" / "results" / "kill_twenty.json").read_text())["cuts"]
+    assert f"cut off at {len(cuts)} random moments" in page
+    assert all(cut["identical"] for cut in cuts)
+
+
 def test_every_page_is_linked_from_the_index():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     for page in PAGES:
