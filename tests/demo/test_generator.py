@@ -6,7 +6,7 @@ import pytest
 
 from t5refine_peft import Glossary, RefineError
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, held_out_documents, load_domain, training_documents
+from t5refine_peft.demo.texts import DOMAINS, export_texts, held_out_documents, load_domain, training_documents
 
 EVERYDAY = Path(__file__).parents[2] / "benchmarks" / "everyday"
 
@@ -31,6 +31,24 @@ def test_held_out_documents_say_known_facts_in_new_words(name: str):
     for table in domain.tables:
         assert table.test_sentences
         assert not set(table.sentences) & set(table.test_sentences)
+
+
+def test_the_domains_are_written_as_a_users_own_files(tmp_path: Path):
+    export_texts(tmp_path / "sample")
+    for name in DOMAINS:
+        domain, folder = load_domain(name), tmp_path / "sample" / name
+        lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in folder.iterdir()}
+        assert lines["texts.txt"] == training_documents(domain)
+        assert lines["terms.txt"] == domain.terms()
+        terms = set(domain.terms())
+        for damaged, whole in zip(lines["damaged.txt"], lines["whole.txt"], strict=True):
+            before, after = damaged.split("____")
+            taken = whole[len(before) : len(whole) - len(after)]
+            assert {taken, taken.lower()} & terms
+            assert before + taken + after == whole
+        assert len(lines["damaged.txt"]) == 20
+    with pytest.raises(RefineError, match="sample is there already"):
+        export_texts(tmp_path / "sample")
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

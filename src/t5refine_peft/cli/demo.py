@@ -5,15 +5,32 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from t5refine_peft.cli import options
 
 
-def demo(as_json: options.Json = False, seed: options.Seed = 0) -> None:
+def demo(
+    export: Annotated[
+        Path | None, typer.Option(help="Write the texts and term lists of both domains to this folder; train nothing.")
+    ] = None,
+    as_json: options.Json = False,
+    seed: options.Seed = 0,
+) -> None:
     """Train an adapter for cardiology and one for Chinese contract law, and see what each restores.
 
     Example: t5refine demo
     """
+    if export is not None:
+        from t5refine_peft.demo.texts import DOMAINS, export_texts
+
+        export_texts(export)
+        for name in DOMAINS:
+            print(export / name)
+        return
     from t5refine_peft.demo.run import run_demo
 
     result = run_demo(seed=seed, progress=True)

@@ -18,7 +18,14 @@ from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.preparation import prepare_rows
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, held_out_documents, load_domain, training_documents, validation_documents
+from t5refine_peft.demo.texts import (
+    DOMAINS,
+    held_out_documents,
+    load_domain,
+    training_documents,
+    validation_documents,
+    with_gaps,
+)
 from t5refine_peft.evaluation.evaluate import TermTest, score_terms
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.restoration.restorer import Restorer
@@ -163,7 +170,4 @@ def _example(subject: Subject, restorer: Restorer, name: str) -> Example:
     for who, adapter in {"base": None, name: name, wrong: wrong}.items():
         restored = restorer.restore([text], adapter=adapter, gaps=[ranges])[0]
         fillings[who] = [gap.text.strip() for gap in restored.gaps]
-    shown = text
-    for start, end in reversed(ranges):
-        shown = shown[:start] + "____" + shown[end:]
-    return Example(shown, fillings, [text[start:end] for start, end in ranges])
+    return Example(with_gaps(text, ranges), fillings, [text[start:end] for start, end in ranges])
