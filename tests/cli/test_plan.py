@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from t5refine_peft import RefineError
 from t5refine_peft.cli.app import app
-from t5refine_peft.cli.options import parse_bytes
+from t5refine_peft.config_file.values import parse_bytes
 
 
 def run(*arguments: str) -> str:

@@ -67,12 +67,14 @@ def verify(
     name: Name,
     base: Annotated[str | None, typer.Option(help="The base that it must fit, checked too.")] = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Read an adapter through: its tensors, its fingerprint, and with --base that it fits base and tokenizer.
 
     Example: t5refine adapters verify cardiology --base google/mt5-base
     """
+    options.stay_offline(offline)
     from t5refine_peft.registry import AdapterRegistry
 
     registry = AdapterRegistry(adapters_dir)
@@ -151,12 +153,14 @@ def combine(
     base: options.CardBase = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
     seed: Annotated[int, typer.Option(help="Of what DARE drops.")] = 0,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Combine adapters of one base by weights into a new adapter.
 
     Example: t5refine adapters combine cardiology=0.7 nephrology=0.3 --domain internal-medicine
     """
+    options.stay_offline(offline)
     weights = _weights(parts)
     from t5refine_peft.modeling.combining import combine_adapters
     from t5refine_peft.registry import AdapterRegistry
@@ -190,12 +194,14 @@ def merge(
     ] = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
     device: options.Device = None,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Merge an adapter into its base: a model of its own in bf16, with the drift that the rounding makes.
 
     Example: t5refine adapters merge cardiology --output mt5-cardiology
     """
+    options.stay_offline(offline)
     from t5refine_peft.modeling.merging import merge_adapter
     from t5refine_peft.registry import AdapterRegistry
 

@@ -32,12 +32,14 @@ def evaluate(
     examples: options.Examples = False,
     device: options.Device = None,
     seed: options.Seed = 0,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Put the same questions to a base and its adapters, and compare what they restore.
 
     Example: t5refine evaluate --data test.jsonl --base google/mt5-base --adapter cardiology --output report.html
     """
+    options.stay_offline(offline)
     from t5refine_peft.evaluation.evaluate import evaluate as ask_all
     from t5refine_peft.evaluation.report import render_report
     from t5refine_peft.storage import atomic_file
