@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
     from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback, ProgressCallback
+    from t5refine_peft.training.recipes import recipe
     from t5refine_peft.training.rehearsal import Rehearsal, rehearse_training
     from t5refine_peft.training.train import TrainResult, train_adapter
 
@@ -50,6 +51,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "load_base": "modeling.base",
     "load_config": "config_file",
+    "recipe": "training.recipes",
     "rehearse_training": "training.rehearsal",
     "save_config": "config_file",
     "plan_memory": "modeling.memory",
@@ -81,6 +83,7 @@ __all__ = [
     "load_config",
     "plan_memory",
     "prepare_dataset",
+    "recipe",
     "rehearse_training",
     "save_config",
     "train_adapter",

@@ -8,6 +8,7 @@ import sys
 import typer
 
 from t5refine_peft.cli.adapters import adapters
+from t5refine_peft.cli.config import write_config
 from t5refine_peft.cli.demo import demo
 from t5refine_peft.cli.doctor import doctor
 from t5refine_peft.cli.evaluate import evaluate
@@ -31,6 +32,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(restore)
 app.add_typer(adapters, name="adapters")
+app.command("config")(write_config)
 app.command()(doctor)
 
 
