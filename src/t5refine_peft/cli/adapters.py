@@ -6,12 +6,16 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.tables import print_table
 from t5refine_peft.errors import RefineError
+
+if TYPE_CHECKING:
+    from t5refine_peft.registry.summary import AdapterSummary
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.", show_default=False)]
 
@@ -33,13 +37,7 @@ def list_adapters(adapters_dir: options.AdaptersDir = Path("adapters"), as_json:
     if not found:
         print(f"{adapters_dir} holds no adapter", file=sys.stderr)
         return
-    print(f"{'name':24}{'rank':>6}{'size':>12}{'terms':>8}  base")
-    for one in found:
-        if one.weights_bytes is None:
-            print(f"{one.name:24}  broken: {one.fault}")
-            continue
-        share = f"{one.term_exact_match:.1%}" if one.term_exact_match is not None else "-"
-        print(f"{one.name:24}{one.rank:6}{one.weights_bytes / 1e6:9.2f} MB{share:>8}  {_printable(one.base or '-')}")
+    print_table(("name", "rank", "size", "terms", "base"), map(_row, found))
 
 
 @adapters.command()
@@ -216,11 +214,22 @@ def merge(
         _print_json({**asdict(made), "path": str(made.path), **exported})
         return
     print(f"{made.path}: probability moved against fp32, at {made.drift.places} places")
-    for title, drift in (("merged, bf16", made.drift), ("adapter on bf16 base", made.unmerged_drift)):
-        print(f"{title:24}{drift.mean:7.2%} mean{drift.largest:8.1%} most   same first choice {drift.agreement:.1%}")
+    drifts = (("merged, bf16", made.drift), ("adapter on bf16 base", made.unmerged_drift))
+    print_table(
+        ("", "mean", "most", "same first choice"),
+        ((title, f"{drift.mean:.2%}", f"{drift.largest:.1%}", f"{drift.agreement:.1%}") for title, drift in drifts),
+    )
     if parity is not None:
         print(f"{export}: CTranslate2 int8, against the merged model in fp32, on {parity.tokens} tokens")
         print(f"{'difference':24}{parity.mean_difference:7.2%} mean{parity.largest_difference:8.1%} most")
+
+
+def _row(one: AdapterSummary) -> tuple[str, ...]:
+    """What `list` tells of an adapter."""
+    if one.weights_bytes is None:
+        return one.name, "-", "-", "-", f"broken: {one.fault}"
+    share = f"{one.term_exact_match:.1%}" if one.term_exact_match is not None else "-"
+    return one.name, str(one.rank), f"{one.weights_bytes / 1e6:.2f} MB", share, _printable(one.base or "-")
 
 
 def _weights(parts: list[str]) -> dict[str, float]:

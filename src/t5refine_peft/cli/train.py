@@ -12,6 +12,7 @@ import typer
 
 from t5refine_peft.cli import options
 from t5refine_peft.cli.settings import run_config
+from t5refine_peft.cli.tables import print_table
 
 if TYPE_CHECKING:
     from t5refine_peft.training.train import TrainResult
@@ -135,10 +136,14 @@ def _print(result: TrainResult, as_json: bool) -> None:
         return
     if result.base_scores and result.adapter_scores:
         before, after = result.base_scores, result.adapter_scores
-        print(f"held-out terms         base   adapter   ({after.gaps} gaps)")
-        print(f"exact match         {before.exact_match:7.1%}   {after.exact_match:7.1%}")
-        print(f"token top-5         {before.token_top5:7.1%}   {after.token_top5:7.1%}")
-        print(f"token loss          {before.token_loss:7.3f}   {after.token_loss:7.3f}")
+        print_table(
+            (f"{after.gaps} gaps with held-out terms", "base", "adapter"),
+            (
+                ("exact match", f"{before.exact_match:.1%}", f"{after.exact_match:.1%}"),
+                ("token top-5", f"{before.token_top5:.1%}", f"{after.token_top5:.1%}"),
+                ("token loss", f"{before.token_loss:.3f}", f"{after.token_loss:.3f}"),
+            ),
+        )
     print(
         f"{result.path} ({result.adapter_bytes / 1e6:.2f} MB): best at step {result.best_step} of {result.steps}, "
         f"{result.stopped_because}; {result.seconds:.0f} s, {result.tokens:,} tokens"
