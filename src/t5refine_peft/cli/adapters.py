@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.help import add_verb
 from t5refine_peft.cli.tables import print_table
 from t5refine_peft.errors import RefineError
 
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.", show_default=False)]
 
-adapters = typer.Typer(help="List, verify, pack, combine and merge adapters.", no_args_is_help=True)
 
-
-@adapters.command("list")
 def list_adapters(adapters_dir: options.AdaptersDir = Path("adapters"), as_json: options.Json = False) -> None:
     """Tell what lies in the directory: base, rank, size, and the share of held-out terms restored.
 
@@ -40,7 +38,6 @@ def list_adapters(adapters_dir: options.AdaptersDir = Path("adapters"), as_json:
     print_table(("name", "rank", "size", "terms", "base"), map(_row, found))
 
 
-@adapters.command()
 def show(name: Name, adapters_dir: options.AdaptersDir = Path("adapters"), as_json: options.Json = False) -> None:
     """Tell what an adapter is and what its card says of it.
 
@@ -60,7 +57,6 @@ def show(name: Name, adapters_dir: options.AdaptersDir = Path("adapters"), as_js
         print(f"{_printable(key):24}{_printable(value if isinstance(value, str) else json.dumps(value))}")
 
 
-@adapters.command()
 def verify(
     name: Name,
     base: Annotated[str | None, typer.Option(help="The base that it must fit, checked too.")] = None,
@@ -70,7 +66,7 @@ def verify(
 ) -> None:
     """Read an adapter through: its tensors, its fingerprint, and with --base that it fits base and tokenizer.
 
-    Example: t5refine adapters verify cardiology --base google/mt5-base
+    Example: t5refine adapters verify cardiology --base builtin:mt5-mini
     """
     options.stay_offline(offline)
     from t5refine_peft.registry import AdapterRegistry
@@ -94,11 +90,10 @@ def verify(
     print(f"base       {fits}")
 
 
-@adapters.command()
 def remove(name: Name, adapters_dir: options.AdaptersDir = Path("adapters")) -> None:
     """Remove an adapter from the disk.
 
-    Example: t5refine adapters remove cardiology
+    Example: t5refine adapters remove both
     """
     from t5refine_peft.registry import AdapterRegistry
 
@@ -106,7 +101,6 @@ def remove(name: Name, adapters_dir: options.AdaptersDir = Path("adapters")) -> 
     print(f"removed {name} from {adapters_dir}", file=sys.stderr)
 
 
-@adapters.command()
 def pack(
     name: Name,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.zip here.")] = None,
@@ -122,7 +116,6 @@ def pack(
     print(registry.pack(name, output if output is not None else Path(f"{registry.find(name).name}.zip")))
 
 
-@adapters.command()
 def unpack(
     file: Annotated[Path, typer.Argument(help="A file that `pack` wrote.", show_default=False)],
     domain: Annotated[str | None, typer.Option(help="A name for it, instead of the one in the file.")] = None,
@@ -130,7 +123,7 @@ def unpack(
 ) -> None:
     """Take an adapter out of one file. It may come from anyone: anything but an adapter's own files is refused.
 
-    Example: t5refine adapters unpack cardiology.zip
+    Example: t5refine adapters unpack cardiology.zip --domain copy
     """
     from t5refine_peft.registry import AdapterRegistry
 
@@ -138,7 +131,6 @@ def unpack(
     print(registry.find(registry.unpack(file, domain=domain)))
 
 
-@adapters.command()
 def combine(
     parts: Annotated[list[str], typer.Argument(help="NAME=WEIGHT, two or more.", show_default=False)],
     domain: Annotated[str, typer.Option(help="The name of the adapter to make.")],
@@ -156,7 +148,7 @@ def combine(
 ) -> None:
     """Combine adapters of one base by weights into a new adapter.
 
-    Example: t5refine adapters combine cardiology=0.7 nephrology=0.3 --domain internal-medicine
+    Example: t5refine adapters combine cardiology=0.7 copy=0.3 --domain both
     """
     options.stay_offline(offline)
     weights = _weights(parts)
@@ -182,7 +174,6 @@ def combine(
     )
 
 
-@adapters.command()
 def merge(
     name: Name,
     output: Annotated[Path, typer.Option(help="The model directory to write.")],
@@ -253,3 +244,9 @@ def _printable(text: str) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+adapters = typer.Typer(help="List, verify, pack, combine and merge adapters.", no_args_is_help=True)
+add_verb(adapters, list_adapters, "list")
+for verb in (show, verify, remove, pack, unpack, combine, merge):
+    add_verb(adapters, verb)

@@ -29,7 +29,7 @@ def write_config(
 ) -> None:
     """Write all options of train as a commented TOML file, to be edited and given to train --config.
 
-    Example: t5refine config --base google/mt5-large --memory 6GB --output cardiology.toml
+    Example: t5refine config --base google/mt5-large --memory 6GB --output large.toml
     """
     options.stay_offline(offline)
     from t5refine_peft.config_file import config_text, save_config

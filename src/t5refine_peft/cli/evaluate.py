@@ -38,7 +38,7 @@ def evaluate(
 ) -> None:
     """Put the same questions to a base and its adapters, and compare what they restore.
 
-    Example: t5refine evaluate --data test.jsonl --base google/mt5-base --adapter cardiology --output report.html
+    Example: t5refine evaluate --data prepared --base builtin:mt5-mini --adapter cardiology --output report.html
     """
     options.stay_offline(offline)
     from t5refine_peft.evaluation.evaluate import evaluate as ask_all

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,13 @@ import typer
 from t5refine_peft import config
 from t5refine_peft.errors import RefineError
 from t5refine_peft.offline import go_offline
+
+
+def _known_device(name: str | None) -> str | None:
+    if name is None or re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        return name
+    raise typer.BadParameter(f"no device {name!r}: expected cpu, cuda or cuda:1")
+
 
 Base = Annotated[str, typer.Option(help="A model directory, a hub id, or builtin:mt5-mini.")]
 BaseOrNone = Annotated[
@@ -27,7 +35,9 @@ AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters."
 AdaptersDirOrNone = Annotated[
     Path | None, typer.Option("--adapters-dir", help="The directory of the adapters.", show_default="adapters")
 ]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.", callback=_known_device)
+]
 Quantization = Annotated[
     str | None, typer.Option(help="How the base is stored: none, int8 or nf4; by default as it lies on disk.")
 ]

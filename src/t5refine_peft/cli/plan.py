@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.tables import print_table
 
 if TYPE_CHECKING:
     from t5refine_peft.modeling.memory import MemoryPlan
@@ -60,8 +61,7 @@ def plan(
     for line in plan_lines(found):
         print(line)
     print("\nall sizes of mT5 in the same memory")
-    for name in OFFICIAL_NAMES:
-        print(f"  {_line(planned(name))}")
+    print_table(("base", "", "GiB", "layers", "head", "at once", "recomputed"), map(_row, map(planned, OFFICIAL_NAMES)))
 
 
 def plan_as_json(plan: MemoryPlan) -> dict[str, object]:
@@ -88,6 +88,14 @@ def plan_lines(plan: MemoryPlan) -> Iterator[str]:
         yield f"  {'on the host':16}{plan.host_bytes / 2**20:10.1f} MiB"
     if plan.advice:
         yield plan.advice
+
+
+def _row(plan: MemoryPlan) -> tuple[str, ...]:
+    scheme = plan.quantization
+    verdict = "fits" if plan.fits else "does not fit"
+    recomputed = f"{plan.checkpointed_blocks} of {plan.blocks}"
+    size = f"{plan.total_bytes / 2**30:.2f}"
+    return plan.base, verdict, size, scheme.linear, scheme.head, str(plan.batch), recomputed
 
 
 def _line(plan: MemoryPlan) -> str:

@@ -72,7 +72,8 @@ def prepare(
     An interrupted call goes on where it stopped; a second one opens what is there. Train on --output, or on the
     corpus itself.
 
-    Example: t5refine prepare notes/ --terms terms.txt --base google/mt5-base --output prepared
+    Example: t5refine prepare demo/cardiology/texts.txt --terms demo/cardiology/terms.txt --base builtin:mt5-mini
+    --output prepared --show 3
     """
     from t5refine_peft.cli.audit import audit_lines, passage_lines, summary_lines
     from t5refine_peft.corpus.audit import audit_prepared

@@ -70,7 +70,7 @@ def restore(
 
     A line of a .jsonl file may name its own adapter in the field "adapter".
 
-    Example: t5refine restore "The patient takes ___ for oedema." --adapter cardiology --base google/mt5-base
+    Example: t5refine restore "Iron test showed ___." --adapter cardiology --base builtin:mt5-mini
     """
     options.stay_offline(offline)
     if (text is None) == (file is None):

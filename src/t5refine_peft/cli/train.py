@@ -63,7 +63,8 @@ def train(
 ) -> None:
     """Train an adapter for a domain and score it beside the base on held-out documents.
 
-    Example: t5refine train notes/ --terms terms.txt --domain cardiology --base google/mt5-base
+    Example: t5refine train demo/cardiology/texts.txt --terms demo/cardiology/terms.txt --domain cardiology
+    --base builtin:mt5-mini
     """
     options.stay_offline(offline)
     typed = {
