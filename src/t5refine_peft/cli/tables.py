@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+_ENDLESS = 1 << 16
+"""Columns of a pipe: a table takes as many as it needs."""
+
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, console: Console | None = None) -> None:
     """Print a table to standard output: the first column from the left, the others from the right.
@@ -32,7 +35,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, console
     if not piped:
         console.print(table)
         return
-    console.width = max(console.width, console.measure(table).maximum)
+    console.width = _ENDLESS
     with console.capture() as captured:
         console.print(table)
     for line in captured.get().splitlines():
