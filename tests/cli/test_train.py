@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from t5refine_peft import AdapterConfig, RefineError, TrainingConfig, load_config
 from t5refine_peft.cli.app import app, main
+from t5refine_peft.cli.settings import run_config
 
 CONFIG = """
 corpus = ["corpus.txt"]
@@ -169,6 +170,13 @@ def test_what_neither_file_nor_command_line_gives_is_asked_for(tmp_path: Path):
         answer = run(*arguments)
         assert answer.code == 2
         assert message in " ".join(answer.err.replace("│", " ").split())
+
+
+def test_epochs_that_are_typed_win_over_the_files_steps(place: Path):
+    assert run_config(place / "run.toml", None, {}).training.max_steps == 9
+    training = run_config(place / "run.toml", None, {"--epochs": 2.0}).training
+    assert (training.epochs, training.max_steps) == (2.0, None)
+    assert run_config(place / "run.toml", None, {"--epochs": 2.0, "--max-steps": 3}).training.max_steps == 3
 
 
 def test_python_takes_the_file_too(place: Path):

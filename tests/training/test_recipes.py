@@ -16,7 +16,7 @@ FROM_LEAST_LOSSY = [Quantization.none(), Quantization.int8(), Quantization.nf4()
 
 
 def fits(base: str, budget_bytes: int, quantization: Quantization, passages: int) -> bool:
-    lengths = {"input_tokens": 257, "label_tokens": 129}
+    lengths = {"input_tokens": 256, "label_tokens": 128}
     return plan_memory(base, budget_bytes, quantization=quantization, batch=passages, **lengths).fits
 
 

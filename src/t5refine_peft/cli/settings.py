@@ -56,7 +56,9 @@ def run_config(file: Path | None, corpus: list[Path] | None, typed: Mapping[str,
     if corpus:
         run = replace(run, corpus=tuple(corpus))
     names = {key: option for option, key in OPTIONS.items()}
-    values = {OPTIONS[option]: value for option, value in typed.items() if value is not None}
+    values: dict[str, Any] = {OPTIONS[option]: value for option, value in typed.items() if value is not None}
+    if "training.epochs" in values:
+        values.setdefault("training.max_steps", None)  # the file's steps would win over the epochs that were typed
     try:
         changed: RunConfig = _replaced(run, values)
     except ConfigError as error:

@@ -10,7 +10,7 @@ from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.memory import MemoryPlan, plan_memory
 from t5refine_peft.modeling.precision import Precision
 from t5refine_peft.modeling.shapes import Shape, read_shape
-from t5refine_peft.training.planning import full_length
+from t5refine_peft.training.data import longest_passage
 
 WANTED_PASSAGES = 4
 """So many passages of full length at once keep a GPU busy: about 1,000 tokens at the usual length. A base is quantised
@@ -52,13 +52,15 @@ def recipe(base: str | Path, memory_bytes: int, *, config: TrainingConfig | None
 
 def _plan(shape: Shape, memory_bytes: int, config: TrainingConfig, passages: int) -> MemoryPlan:
     """With the scheme of `config`, or the least lossy that fits."""
+    input_tokens, label_tokens = longest_passage((), config)
     precision: Precision = "bfloat16" if config.precision == "auto" else config.precision
     return plan_memory(
         shape,
         memory_bytes,
         quantization=config.quantization,
         batch=passages,
-        **full_length(config),
+        input_tokens=input_tokens,
+        label_tokens=label_tokens,
         adapter=config.adapter,
         precision=precision,
         device="cuda",
