@@ -225,8 +225,6 @@ class TrainingConfig:
             for name in ("warmup_share", "validation_share", "test_share")
             if not 0 <= getattr(self, name) < 1
         ]
-        if self.metric not in {"loss", "term_exact_match"}:
-            faults.append(("metric", f"must be loss or term_exact_match, found {self.metric!r}"))
         faults += [
             (name, f"must be at least 0, found {getattr(self, name)}")
             for name in ("start_step", "threshold", "window")
@@ -244,6 +242,8 @@ class TrainingConfig:
         if self.precision not in {"auto", "float32", "bfloat16"}:
             why = " (fp16 is not offered: T5's activations overflow it)" if "16" in str(self.precision) else ""
             faults.append(("precision", f"must be auto, float32 or bfloat16, found {self.precision!r}{why}"))
+        if self.metric not in {"loss", "term_exact_match"}:
+            faults.append(("metric", f"must be loss or term_exact_match, found {self.metric!r}"))
         if self.validation_share == 0 or self.test_share == 0 or self.validation_share + self.test_share >= 1:
             faults.append(("validation_share", "and test_share must be above 0 and leave something for training"))
         if faults:
