@@ -11,6 +11,7 @@ ROOT = Path(t5refine_peft.__file__).parent
 FLOORS = {
     "errors": 1,
     "config": 1,
+    "config_file": 1,
     "storage": 1,
     "offline": 1,
     "corpus": 2,

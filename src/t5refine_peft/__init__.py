@@ -8,10 +8,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from t5refine_peft.offline import keep_bitsandbytes_offline
+from t5refine_peft.offline import keep_bitsandbytes_offline, send_no_telemetry
 
 if TYPE_CHECKING:
-    from t5refine_peft.config import AdapterConfig, CorruptionConfig, Quantization, TrainingConfig
+    from t5refine_peft.config import AdapterConfig, CorruptionConfig, Quantization, RunConfig, TrainingConfig
+    from t5refine_peft.config_file import load_config, save_config
     from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_dataset
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from t5refine_peft.registry import AdapterRegistry
     from t5refine_peft.restoration.restorer import Restoration, Restorer
     from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback, ProgressCallback
+    from t5refine_peft.training.recipes import recipe
+    from t5refine_peft.training.rehearsal import Rehearsal, rehearse_training
     from t5refine_peft.training.train import TrainResult, train_adapter
 
 _HOMES = {
@@ -38,13 +41,19 @@ _HOMES = {
     "Quantization": "config",
     "ProgressCallback": "training.callbacks",
     "RefineError": "errors",
+    "Rehearsal": "training.rehearsal",
     "Restoration": "restoration.restorer",
+    "RunConfig": "config",
     "Restorer": "restoration.restorer",
     "TrainResult": "training.train",
     "TrainingConfig": "config",
     "frozen_head_cross_entropy": "modeling.loss",
     "evaluate": "evaluation.evaluate",
     "load_base": "modeling.base",
+    "load_config": "config_file",
+    "recipe": "training.recipes",
+    "rehearse_training": "training.rehearsal",
+    "save_config": "config_file",
     "plan_memory": "modeling.memory",
     "prepare_dataset": "corpus.preparation",
     "train_adapter": "training.train",
@@ -62,18 +71,25 @@ __all__ = [
     "ProgressCallback",
     "Quantization",
     "RefineError",
+    "Rehearsal",
     "Restoration",
     "Restorer",
+    "RunConfig",
     "TrainResult",
     "TrainingConfig",
     "evaluate",
     "frozen_head_cross_entropy",
     "load_base",
+    "load_config",
     "plan_memory",
     "prepare_dataset",
+    "recipe",
+    "rehearse_training",
+    "save_config",
     "train_adapter",
 ]
 
+send_no_telemetry()
 keep_bitsandbytes_offline()  # before anything imports it: no text and no question leaves this machine
 
 

@@ -1,11 +1,15 @@
-"""What a user can choose, as frozen dataclasses. Every default names its source."""
+"""What a user can choose, as frozen dataclasses. Every default names its source.
+
+The names, the defaults and the words below each field are also those of the configuration file: see `config_file`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
-from t5refine_peft.errors import RefineError
+from t5refine_peft.errors import ConfigError, RefineError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,25 +44,25 @@ class CorruptionConfig:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{name} must lie between 0 and 1, found {getattr(self, name)}"
+            (name, f"must lie between 0 and 1, found {getattr(self, name)}")
             for name in ("term_probability", "all_occurrences", "random_only", "noise")
             if not 0 <= getattr(self, name) <= 1
         ]
         shares = self.mask_share if isinstance(self.mask_share, tuple) else (self.mask_share,)
         if not 0 < min(shares) <= max(shares) < 1:
-            faults.append(f"mask_share must lie between 0 and 1 and be neither, found {self.mask_share}")
+            faults.append(("mask_share", f"must lie between 0 and 1 and be neither, found {self.mask_share}"))
         elif len(shares) > 2 or list(shares) != sorted(shares):
-            faults.append(f"mask_share must be one share or the least and the most, found {self.mask_share}")
+            faults.append(("mask_share", f"must be one share or the least and the most, found {self.mask_share}"))
         if self.mean_span_tokens < 1:
-            faults.append(f"mean_span_tokens must be at least 1, found {self.mean_span_tokens}")
+            faults.append(("mean_span_tokens", f"must be at least 1, found {self.mean_span_tokens}"))
         if self.max_span_tokens < 1:
-            faults.append(f"max_span_tokens must be at least 1, found {self.max_span_tokens}")
+            faults.append(("max_span_tokens", f"must be at least 1, found {self.max_span_tokens}"))
         if self.touching not in {"apart", "joined"}:
-            faults.append(f"touching must be 'apart' or 'joined', found {self.touching!r}")
+            faults.append(("touching", f"must be 'apart' or 'joined', found {self.touching!r}"))
         if self.max_label_tokens < 3:  # a sentinel, a token, the end mark
-            faults.append(f"max_label_tokens must be at least 3, found {self.max_label_tokens}")
+            faults.append(("max_label_tokens", f"must be at least 3, found {self.max_label_tokens}"))
         if faults:
-            raise RefineError("; ".join(faults))
+            raise ConfigError(faults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +79,13 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         faults = []
         if self.rank < 1:
-            faults.append(f"rank must be at least 1, found {self.rank}")
+            faults.append(("rank", f"must be at least 1, found {self.rank}"))
         if self.alpha <= 0:
-            faults.append(f"alpha must be above 0, found {self.alpha}")
+            faults.append(("alpha", f"must be above 0, found {self.alpha}"))
         if not 0 <= self.dropout < 1:
-            faults.append(f"dropout must be at least 0 and below 1, found {self.dropout}")
+            faults.append(("dropout", f"must be at least 0 and below 1, found {self.dropout}"))
         if faults:
-            raise RefineError("; ".join(faults))
+            raise ConfigError(faults)
 
 
 StorageFormat = Literal["none", "int8", "nf4"]
@@ -105,12 +109,12 @@ class Quantization:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{part} must be stored as one of none, int8, nf4, found {value!r}"
+            (part, f"must be stored as one of none, int8, nf4, found {value!r}")
             for part, value in (("linear", self.linear), ("head", self.head), ("embedding", self.embedding))
             if value not in get_args(StorageFormat)
         ]
         if faults:
-            raise RefineError("; ".join(faults))
+            raise ConfigError(faults)
 
     @property
     def quantized(self) -> bool:
@@ -212,36 +216,79 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{name} must be above 0, found {getattr(self, name)}"
+            (name, f"must be above 0, found {getattr(self, name)}")
             for name in ("learning_rate", "epochs", "batch", "max_passage_tokens", "patience", "evaluation_passages")
             if getattr(self, name) <= 0
         ]
         faults += [
-            f"{name} must lie between 0 and 1, found {getattr(self, name)}"
+            (name, f"must lie between 0 and 1, found {getattr(self, name)}")
             for name in ("warmup_share", "validation_share", "test_share")
             if not 0 <= getattr(self, name) < 1
         ]
         faults += [
-            f"{name} must be at least 0, found {getattr(self, name)}"
+            (name, f"must be at least 0, found {getattr(self, name)}")
             for name in ("start_step", "threshold", "window")
             if getattr(self, name) < 0
         ]
         for name in ("max_steps", "eval_steps", "save_steps", "micro_batch", "memory_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                faults.append(f"{name} must be at least 1, found {value}")
+                faults.append((name, f"must be at least 1, found {value}"))
         if not 0 <= 2 * self.context_tokens < self.max_passage_tokens:
-            faults.append(
-                f"context_tokens must be at least 0 and below half of max_passage_tokens, found {self.context_tokens}"
-            )
+            fault = f"must be at least 0 and below half of max_passage_tokens, found {self.context_tokens}"
+            faults.append(("context_tokens", fault))
         if self.micro_batch and self.batch % self.micro_batch:
-            faults.append(f"micro_batch must divide batch, found {self.micro_batch} and {self.batch}")
+            faults.append(("micro_batch", f"must divide batch, found {self.micro_batch} and {self.batch}"))
         if self.precision not in {"auto", "float32", "bfloat16"}:
             why = " (fp16 is not offered: T5's activations overflow it)" if "16" in str(self.precision) else ""
-            faults.append(f"precision must be auto, float32 or bfloat16, found {self.precision!r}{why}")
+            faults.append(("precision", f"must be auto, float32 or bfloat16, found {self.precision!r}{why}"))
         if self.metric not in {"loss", "term_exact_match"}:
-            faults.append(f"metric must be loss or term_exact_match, found {self.metric!r}")
+            faults.append(("metric", f"must be loss or term_exact_match, found {self.metric!r}"))
         if self.validation_share == 0 or self.test_share == 0 or self.validation_share + self.test_share >= 1:
-            faults.append("validation_share and test_share must be above 0 and leave something for training")
+            faults.append(("validation_share", "and test_share must be above 0 and leave something for training"))
         if faults:
-            raise RefineError("; ".join(faults))
+            raise ConfigError(faults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole training run: what is trained on what, where it is written, and how."""
+
+    corpus: tuple[Path, ...] = ()
+    """Text files, folders of them, or the directory of `t5refine prepare`."""
+    domain: str | None = None
+    """The name of the adapter to make, a plain file name."""
+    terms: Path | None = None
+    """The domain's term list; without one, training is on random spans alone."""
+    base: str = "google/mt5-base"
+    """A model directory, a hub id, or builtin:mt5-mini."""
+    adapters_dir: Path = Path("adapters")
+    """Where adapters lie."""
+    runs_dir: Path = Path("runs")
+    """Where checkpoints lie while training; may be deleted afterwards."""
+    rescue_dir: Path | None = None
+    """Where the state in memory is saved when a checkpoint can't be written to runs_dir."""
+    report_examples: bool = False
+    """Show twenty test passages in the report; they are text of the documents."""
+    training: TrainingConfig = TrainingConfig()
+
+    def train_arguments(self) -> dict[str, Any]:
+        """What `train_adapter` takes: `train_adapter(**run.train_arguments())`.
+
+        Raises:
+            RefineError: corpus or domain is missing.
+        """
+        missing = [name for name in ("corpus", "domain") if not getattr(self, name)]
+        if missing:
+            raise RefineError(f"the configuration lacks {' and '.join(missing)}: give what to train on, and a name")
+        return {
+            "corpus": list(self.corpus),
+            "domain": self.domain,
+            "glossary": self.terms,
+            "base": self.base,
+            "adapters_dir": self.adapters_dir,
+            "runs_dir": self.runs_dir,
+            "rescue_dir": self.rescue_dir,
+            "report_examples": self.report_examples,
+            "config": self.training,
+        }

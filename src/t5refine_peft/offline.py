@@ -1,7 +1,8 @@
-"""Keep bitsandbytes from asking a hub for kernels while it is imported."""
+"""Nothing leaves this machine: no kernels and no telemetry, and offline no connection at all."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -10,6 +11,31 @@ from importlib.util import spec_from_file_location
 from types import ModuleType
 
 _CPU_BACKEND = "bitsandbytes.backends.cpu.ops"
+_SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
+
+
+def go_offline() -> None:
+    """Let Hugging Face's libraries open no connection in this process and in those that it starts.
+
+    They read the environment when they are imported; where that has been, the one switch that they all ask is turned.
+    """
+    for name in _SWITCHES:
+        os.environ[name] = "1"
+    constants = sys.modules.get("huggingface_hub.constants")
+    if constants is not None:
+        vars(constants)["HF_HUB_OFFLINE"] = True
+
+
+def is_offline() -> bool:
+    """Whether no connection may be opened: after `go_offline`, or where HF_HUB_OFFLINE says so."""
+    from huggingface_hub import constants
+
+    return constants.is_offline_mode()
+
+
+def send_no_telemetry() -> None:
+    """Turn off what Hugging Face's libraries tell of their use, unless the variable is set to something else."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 class OfflineLoader(SourceFileLoader):

@@ -5,9 +5,9 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from t5refine_peft import RefineError
+from t5refine_peft import RefineError, plan_memory
 from t5refine_peft.cli.app import app
-from t5refine_peft.cli.options import parse_bytes
+from t5refine_peft.config_file.values import parse_bytes
 
 
 def run(*arguments: str) -> str:
@@ -21,7 +21,10 @@ def test_it_prints_each_part_the_total_and_a_table_of_all_sizes():
     assert text.startswith("google/mt5-xl: fits, ")
     for part in ("linear", "head", "adapter", "gradient", "optimizer", "checkpoint", "live layer", "loss", "context"):
         assert f"  {part} " in text
-    assert "google/mt5-xxl: does not fit" in text
+    rows = [line.split() for line in text.partition("all sizes of mT5")[2].splitlines()[2:]]
+    assert [row[0].removeprefix("google/mt5-") for row in rows] == ["small", "base", "large", "xl", "xxl"]
+    assert rows[3][1:2] + rows[3][3:6] == ["fits", "int8", "int8", str(plan_memory("google/mt5-xl", 6 * 10**9).batch)]
+    assert rows[4][1:4] == ["does", "not", "fit"]
 
 
 def test_json_holds_every_part_and_the_settings():

@@ -129,7 +129,7 @@ def test_unknown_bases_are_refused(tmp_path: Path):
         load_base("builtin:none")
     with pytest.raises(RefineError, match="is no model directory"):
         load_base(tmp_path / "none")
-    with pytest.raises(RefineError, match="is no local directory, and the hub could not give it"):
+    with pytest.raises(RefineError, match="is no local directory, and is not in the cache"):
         load_base("nobody/nothing")
 
 

@@ -70,5 +70,18 @@ def test_a_broken_configuration_gets_one_sentence(tmp_path: Path, config: str, m
 def test_a_base_that_is_nowhere_is_named(tmp_path: Path):
     with pytest.raises(RefineError, match=r"expected config\.json"):
         read_shape(tmp_path)
-    with pytest.raises(RefineError, match="the hub could not give its config"):
+    with pytest.raises(RefineError, match="is not in the cache of downloaded models"):
         read_shape("nobody/nothing")
+
+
+def test_published_bases_of_other_kinds_are_known_offline():
+    umt5, flan = read_shape("google/umt5-base"), read_shape("google/flan-t5-base")
+    assert umt5.bias_tables == 24  # one a layer
+    assert (flan.rows, flan.tied, flan.gated) == (32_128, False, True)
+
+    def millions(shape) -> float:
+        blocks = sum(rows * width for rows, width in shape.matrices()) + shape.norm_weights
+        return (2 * shape.rows * shape.width + blocks + shape.bias_tables * shape.buckets * shape.heads) / 1e6
+
+    assert millions(flan) == pytest.approx(247.58, abs=0.01)  # as the hub counts the weights of its file
+    assert millions(umt5) == pytest.approx(millions(read_shape("google/mt5-base")) + 9.63 + 0.01, abs=0.02)

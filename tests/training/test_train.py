@@ -51,7 +51,7 @@ def test_a_run_writes_a_measured_adapter_and_leaves_the_base_as_it_was(tiny_base
     before = {name: tensor.clone() for name, tensor in base.model.state_dict().items()}
     result = train(base, corpus, terms, tmp_path)
     assert {path.name for path in result.path.iterdir()} == {
-        "adapter_model.safetensors", "adapter_config.json", "card.json", "report.html",
+        "adapter_model.safetensors", "adapter_config.json", "card.json", "report.html", "training.toml",
     }  # fmt: skip
     card = json.loads((result.path / "card.json").read_text(encoding="utf-8"))
     assert card["base_fingerprint"] == base.fingerprint

@@ -6,19 +6,21 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.help import add_verb
+from t5refine_peft.cli.tables import print_table
 from t5refine_peft.errors import RefineError
+
+if TYPE_CHECKING:
+    from t5refine_peft.registry.summary import AdapterSummary
 
 Name = Annotated[str, typer.Argument(help="An adapter's name.", show_default=False)]
 
-adapters = typer.Typer(help="List, verify, pack, combine and merge adapters.", no_args_is_help=True)
 
-
-@adapters.command("list")
 def list_adapters(adapters_dir: options.AdaptersDir = Path("adapters"), as_json: options.Json = False) -> None:
     """Tell what lies in the directory: base, rank, size, and the share of held-out terms restored.
 
@@ -33,16 +35,9 @@ def list_adapters(adapters_dir: options.AdaptersDir = Path("adapters"), as_json:
     if not found:
         print(f"{adapters_dir} holds no adapter", file=sys.stderr)
         return
-    print(f"{'name':24}{'rank':>6}{'size':>12}{'terms':>8}  base")
-    for one in found:
-        if one.weights_bytes is None:
-            print(f"{one.name:24}  broken: {one.fault}")
-            continue
-        share = f"{one.term_exact_match:.1%}" if one.term_exact_match is not None else "-"
-        print(f"{one.name:24}{one.rank:6}{one.weights_bytes / 1e6:9.2f} MB{share:>8}  {_printable(one.base or '-')}")
+    print_table(("name", "rank", "size", "terms", "base"), map(_row, found))
 
 
-@adapters.command()
 def show(name: Name, adapters_dir: options.AdaptersDir = Path("adapters"), as_json: options.Json = False) -> None:
     """Tell what an adapter is and what its card says of it.
 
@@ -62,17 +57,18 @@ def show(name: Name, adapters_dir: options.AdaptersDir = Path("adapters"), as_js
         print(f"{_printable(key):24}{_printable(value if isinstance(value, str) else json.dumps(value))}")
 
 
-@adapters.command()
 def verify(
     name: Name,
     base: Annotated[str | None, typer.Option(help="The base that it must fit, checked too.")] = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Read an adapter through: its tensors, its fingerprint, and with --base that it fits base and tokenizer.
 
-    Example: t5refine adapters verify cardiology --base google/mt5-base
+    Example: t5refine adapters verify cardiology --base builtin:mt5-mini
     """
+    options.stay_offline(offline)
     from t5refine_peft.registry import AdapterRegistry
 
     registry = AdapterRegistry(adapters_dir)
@@ -94,11 +90,10 @@ def verify(
     print(f"base       {fits}")
 
 
-@adapters.command()
 def remove(name: Name, adapters_dir: options.AdaptersDir = Path("adapters")) -> None:
     """Remove an adapter from the disk.
 
-    Example: t5refine adapters remove cardiology
+    Example: t5refine adapters remove both
     """
     from t5refine_peft.registry import AdapterRegistry
 
@@ -106,7 +101,6 @@ def remove(name: Name, adapters_dir: options.AdaptersDir = Path("adapters")) -> 
     print(f"removed {name} from {adapters_dir}", file=sys.stderr)
 
 
-@adapters.command()
 def pack(
     name: Name,
     output: Annotated[Path | None, typer.Option(help="The file to write; by default NAME.zip here.")] = None,
@@ -122,7 +116,6 @@ def pack(
     print(registry.pack(name, output if output is not None else Path(f"{registry.find(name).name}.zip")))
 
 
-@adapters.command()
 def unpack(
     file: Annotated[Path, typer.Argument(help="A file that `pack` wrote.", show_default=False)],
     domain: Annotated[str | None, typer.Option(help="A name for it, instead of the one in the file.")] = None,
@@ -130,7 +123,7 @@ def unpack(
 ) -> None:
     """Take an adapter out of one file. It may come from anyone: anything but an adapter's own files is refused.
 
-    Example: t5refine adapters unpack cardiology.zip
+    Example: t5refine adapters unpack cardiology.zip --domain copy
     """
     from t5refine_peft.registry import AdapterRegistry
 
@@ -138,7 +131,6 @@ def unpack(
     print(registry.find(registry.unpack(file, domain=domain)))
 
 
-@adapters.command()
 def combine(
     parts: Annotated[list[str], typer.Argument(help="NAME=WEIGHT, two or more.", show_default=False)],
     domain: Annotated[str, typer.Option(help="The name of the adapter to make.")],
@@ -151,12 +143,14 @@ def combine(
     base: options.CardBase = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
     seed: Annotated[int, typer.Option(help="Of what DARE drops.")] = 0,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Combine adapters of one base by weights into a new adapter.
 
-    Example: t5refine adapters combine cardiology=0.7 nephrology=0.3 --domain internal-medicine
+    Example: t5refine adapters combine cardiology=0.7 copy=0.3 --domain both
     """
+    options.stay_offline(offline)
     weights = _weights(parts)
     from t5refine_peft.modeling.combining import combine_adapters
     from t5refine_peft.registry import AdapterRegistry
@@ -180,7 +174,6 @@ def combine(
     )
 
 
-@adapters.command()
 def merge(
     name: Name,
     output: Annotated[Path, typer.Option(help="The model directory to write.")],
@@ -190,12 +183,14 @@ def merge(
     ] = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
     device: options.Device = None,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Merge an adapter into its base: a model of its own in bf16, with the drift that the rounding makes.
 
     Example: t5refine adapters merge cardiology --output mt5-cardiology
     """
+    options.stay_offline(offline)
     from t5refine_peft.modeling.merging import merge_adapter
     from t5refine_peft.registry import AdapterRegistry
 
@@ -210,11 +205,22 @@ def merge(
         _print_json({**asdict(made), "path": str(made.path), **exported})
         return
     print(f"{made.path}: probability moved against fp32, at {made.drift.places} places")
-    for title, drift in (("merged, bf16", made.drift), ("adapter on bf16 base", made.unmerged_drift)):
-        print(f"{title:24}{drift.mean:7.2%} mean{drift.largest:8.1%} most   same first choice {drift.agreement:.1%}")
+    drifts = (("merged, bf16", made.drift), ("adapter on bf16 base", made.unmerged_drift))
+    print_table(
+        ("", "mean", "most", "same first choice"),
+        ((title, f"{drift.mean:.2%}", f"{drift.largest:.1%}", f"{drift.agreement:.1%}") for title, drift in drifts),
+    )
     if parity is not None:
         print(f"{export}: CTranslate2 int8, against the merged model in fp32, on {parity.tokens} tokens")
         print(f"{'difference':24}{parity.mean_difference:7.2%} mean{parity.largest_difference:8.1%} most")
+
+
+def _row(one: AdapterSummary) -> tuple[str, ...]:
+    """What `list` tells of an adapter."""
+    if one.weights_bytes is None:
+        return one.name, "-", "-", "-", f"broken: {one.fault}"
+    share = f"{one.term_exact_match:.1%}" if one.term_exact_match is not None else "-"
+    return one.name, str(one.rank), f"{one.weights_bytes / 1e6:.2f} MB", share, _printable(one.base or "-")
 
 
 def _weights(parts: list[str]) -> dict[str, float]:
@@ -238,3 +244,9 @@ def _printable(text: str) -> str:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, default=str))
+
+
+adapters = typer.Typer(help="List, verify, pack, combine and merge adapters.", no_args_is_help=True)
+add_verb(adapters, list_adapters, "list")
+for verb in (show, verify, remove, pack, unpack, combine, merge):
+    add_verb(adapters, verb)

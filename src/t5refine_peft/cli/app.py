@@ -8,9 +8,11 @@ import sys
 import typer
 
 from t5refine_peft.cli.adapters import adapters
+from t5refine_peft.cli.config import write_config
 from t5refine_peft.cli.demo import demo
 from t5refine_peft.cli.doctor import doctor
 from t5refine_peft.cli.evaluate import evaluate
+from t5refine_peft.cli.help import add_verb
 from t5refine_peft.cli.plan import plan
 from t5refine_peft.cli.prepare import prepare
 from t5refine_peft.cli.restore import restore
@@ -19,19 +21,17 @@ from t5refine_peft.errors import RefineError
 
 app = typer.Typer(
     name="t5refine",
-    help="Teach mT5 or T5 the language of a domain, and restore damaged text of it. All on this machine.",
+    help="Teach mT5 or T5 the language of a domain, and restore damaged text of it. All on this machine. The examples "
+    "of the verbs work as pasted, one after the other, on the files that t5refine demo --export demo writes.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
 )
-app.command()(demo)
-app.command()(prepare)
-app.command()(plan)
-app.command()(train)
-app.command()(evaluate)
-app.command()(restore)
+for verb in (demo, prepare, plan, train, evaluate, restore):
+    add_verb(app, verb)
 app.add_typer(adapters, name="adapters")
-app.command()(doctor)
+add_verb(app, write_config, "config")
+add_verb(app, doctor)
 
 
 def main() -> None:
@@ -47,7 +47,6 @@ def main() -> None:
 def _quiet() -> None:
     """Keep the libraries' own progress and notices out of ours; set variables win."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("TQDM_DISABLE", "1")

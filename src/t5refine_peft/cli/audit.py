@@ -1,10 +1,11 @@
-"""What `t5refine prepare` tells of a corpus and its term list, as text."""
+"""What is told of a corpus and its term list, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from t5refine_peft.corpus.documents import SPLITS
+from t5refine_peft.corpus.export import ShownPassage
 from t5refine_peft.corpus.glossary import GlossaryAudit
 from t5refine_peft.corpus.prepared import PreparationSummary
 
@@ -43,6 +44,15 @@ def audit_lines(audit: GlossaryAudit) -> Iterator[str]:
         len(audit.uncovered),
     )
     yield from _listed("listed twice", audit.repeated, len(audit.repeated))
+
+
+def passage_lines(passage: ShownPassage) -> Iterator[str]:
+    """A corrupted passage, with [...] around what is masked and *...* around terms."""
+    yield ""
+    yield f"{passage.document}: {passage.masked_tokens} of {passage.tokens} tokens masked"
+    yield passage.text
+    if passage.terms:
+        yield f"  terms: {', '.join(dict.fromkeys(passage.terms))}"
 
 
 def _listed(title: str, items: Iterable[str], count: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.tables import print_table
 
 
 def demo(
@@ -41,12 +42,20 @@ def demo(
             )
         )
         return
-    print(f"{'held-out terms restored':24}{'base':>8}{'adapter':>9}{'other adapter':>15}{'size':>10}{'seconds':>9}")
-    for name, domain in result.domains.items():
-        print(
-            f"{name:24}{domain.base_term_exact_match:8.1%}{domain.adapter_term_exact_match:9.1%}"
-            f"{domain.other_adapter_term_exact_match:15.1%}{domain.adapter_bytes / 1e6:7.2f} MB{domain.seconds:9.0f}"
-        )
+    print_table(
+        ("held-out terms restored", "base", "adapter", "other adapter", "size", "seconds"),
+        (
+            (
+                name,
+                f"{domain.base_term_exact_match:.1%}",
+                f"{domain.adapter_term_exact_match:.1%}",
+                f"{domain.other_adapter_term_exact_match:.1%}",
+                f"{domain.adapter_bytes / 1e6:.2f} MB",
+                f"{domain.seconds:.0f}",
+            )
+            for name, domain in result.domains.items()
+        ),
+    )
     for example in result.examples:
         print(f"\n{example.text}")
         for who, filled in example.fillings.items():

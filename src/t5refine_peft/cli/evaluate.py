@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.tables import print_table
 
 if TYPE_CHECKING:
     from t5refine_peft.evaluation.metrics import Estimate
@@ -32,12 +33,14 @@ def evaluate(
     examples: options.Examples = False,
     device: options.Device = None,
     seed: options.Seed = 0,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Put the same questions to a base and its adapters, and compare what they restore.
 
-    Example: t5refine evaluate --data test.jsonl --base google/mt5-base --adapter cardiology --output report.html
+    Example: t5refine evaluate --data prepared --base builtin:mt5-mini --adapter cardiology --output report.html
     """
+    options.stay_offline(offline)
     from t5refine_peft.evaluation.evaluate import evaluate as ask_all
     from t5refine_peft.evaluation.report import render_report
     from t5refine_peft.storage import atomic_file
@@ -49,33 +52,41 @@ def evaluate(
         with atomic_file(output) as staged:
             title = ", ".join(adapter) if adapter else base
             staged.write_text(render_report(report, title=title, examples=examples), encoding="utf-8")
-    print(json.dumps(report.to_dict(), ensure_ascii=False) if as_json else _table(report))
+    if as_json:
+        print(json.dumps(report.to_dict(), ensure_ascii=False))
+    else:
+        _print(report)
 
 
-def _table(report: EvaluationReport) -> str:
+def _print(report: EvaluationReport) -> None:
     """Scores by system, a line each, and below what is known of the differences."""
-    width = max(10, *(len(scores.system) for scores in report.scores))
     gaps = report.scores[0].exact_match.count
-    lines = [
-        f"{f'{gaps} gaps':{width}}  exact match            top-5    CER   chrF  random  general  calibration error",
-        *(
-            f"{s.system:{width}}  {_interval(s.exact_match)}  {_share(s.top5):>6}  {s.character_error_rate:5.2f}  "
-            f"{s.chrf:5.1f}  {_share(s.random_exact_match):>6}  {_share(s.general_exact_match):>7}  "
-            f"{'-' if s.calibration_error is None else f'{s.calibration_error:.3f}':>17}"
+    print_table(
+        (f"{gaps} gaps", "exact match", "top-5", "CER", "chrF", "random", "general", "calib. error"),
+        (
+            (
+                s.system,
+                _interval(s.exact_match),
+                _share(s.top5),
+                f"{s.character_error_rate:.2f}",
+                f"{s.chrf:.1f}",
+                _share(s.random_exact_match),
+                _share(s.general_exact_match),
+                "-" if s.calibration_error is None else f"{s.calibration_error:.3f}",
+            )
             for s in report.scores
         ),
-    ]
+    )
     for comparison in report.comparisons:
-        lines.append(
+        print(
             f"{comparison.system} - {comparison.against}: {100 * comparison.difference.value:+.1f} points "
             f"({100 * comparison.difference.low:+.1f} to {100 * comparison.difference.high:+.1f}), "
             f"p = {comparison.p_value:.4f}, {comparison.errors_removed:.0%} of the errors removed"
         )
-    return "\n".join(lines)
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:6.1%} ({estimate.low:5.1%}-{estimate.high:6.1%})"
+    return f"{estimate.value:.1%} ({estimate.low:.1%}-{estimate.high:.1%})"
 
 
 def _share(value: Estimate | float | None) -> str:

@@ -3,24 +3,49 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from t5refine_peft import config
 from t5refine_peft.errors import RefineError
+from t5refine_peft.offline import go_offline
+
+
+def _known_device(name: str | None) -> str | None:
+    if name is None or re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        return name
+    raise typer.BadParameter(f"no device {name!r}: expected cpu, cuda or cuda:1")
+
 
 Base = Annotated[str, typer.Option(help="A model directory, a hub id, or builtin:mt5-mini.")]
+BaseOrNone = Annotated[
+    str | None,
+    typer.Option(
+        "--base", help="A model directory, a hub id, or builtin:mt5-mini.", show_default=config.RunConfig.base
+    ),
+]
 CardBase = Annotated[
     str | None, typer.Option("--base", help="The adapter's base; by default the one that its card names.")
 ]
 AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.")]
+AdaptersDirOrNone = Annotated[
+    Path | None, typer.Option("--adapters-dir", help="The directory of the adapters.", show_default="adapters")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu or cuda; by default the GPU where there is one.", callback=_known_device)
+]
 Quantization = Annotated[
     str | None, typer.Option(help="How the base is stored: none, int8 or nf4; by default as it lies on disk.")
 ]
 Examples = Annotated[
     bool, typer.Option("--examples", help="Show twenty test passages in the report; they are text of the documents.")
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Open no connection: take a hub's model from the cache, or not at all.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output.")]
 Memory = Annotated[str, typer.Option(help="What training may take of the device's memory, such as 6GB or 5.5GiB.")]
@@ -29,17 +54,43 @@ MemoryOrNone = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Of the split, the masks and the order.")]
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+def stay_offline(offline: bool) -> None:
+    """Obey `--offline`: before anything is imported that could open a connection."""
+    if offline:
+        go_offline()
 
 
-def parse_bytes(text: str) -> int:
-    """The bytes of an amount such as 6GB (10^9 each) or 5.5GiB (2^30 each).
+def parse_memory(text: str) -> int:
+    """The bytes of `--memory`, such as 6GB or 5.5GiB.
 
     Raises:
         RefineError: it is no such amount.
     """
-    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(found[2].upper()) if found else None
-    if found is None or unit is None:
-        raise RefineError(f"{text!r} is no amount of memory: expected a number and a unit, such as 6GB or 5.5GiB")
-    return int(float(found[1]) * unit)
+    from t5refine_peft.config_file.values import parse_bytes
+
+    with named("--memory"):
+        return parse_bytes(text)
+
+
+def parse_quantization(name: str | None) -> config.Quantization | None:
+    """The scheme of `--quantization`; None where it is not given.
+
+    Raises:
+        RefineError: no such scheme.
+    """
+    with named("--quantization"):
+        return None if name is None else config.Quantization.named(name)
+
+
+@contextmanager
+def named(option: str) -> Iterator[None]:
+    """Let an error tell which option to change.
+
+    Raises:
+        RefineError: as it was, behind the option's name.
+    """
+    try:
+        yield
+    except RefineError as error:
+        raise RefineError(f"{option}: {error}") from None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.tables import print_table
 
 if TYPE_CHECKING:
     from t5refine_peft.modeling.memory import MemoryPlan
@@ -22,25 +24,29 @@ def plan(
     label_tokens: Annotated[int, typer.Option(help="Of the longest passage's labels.")] = 256,
     rank: Annotated[int | None, typer.Option(help="The adapter's rank.")] = None,
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Plan the memory of training from a base's configuration alone; no weights are read.
 
     Example: t5refine plan --base google/mt5-xl --memory 6GB
     """
-    from t5refine_peft.config import AdapterConfig, Quantization
+    options.stay_offline(offline)
+    from t5refine_peft.config import AdapterConfig
     from t5refine_peft.errors import RefineError
     from t5refine_peft.modeling.memory import plan_memory
     from t5refine_peft.modeling.shapes import OFFICIAL_NAMES
 
     if device not in ("cuda", "cpu"):
-        raise RefineError(f"no device {device!r} to plan for: expected cuda or cpu")
+        raise RefineError(f"--device: no device {device!r} to plan for: expected cuda or cpu")
+
+    budget_bytes, scheme = options.parse_memory(memory), options.parse_quantization(quantization)
 
     def planned(name: str) -> MemoryPlan:
         return plan_memory(
             name,
-            options.parse_bytes(memory),
-            quantization=None if quantization is None else Quantization.named(quantization),
+            budget_bytes,
+            quantization=scheme,
             batch=batch,
             input_tokens=input_tokens,
             label_tokens=label_tokens,
@@ -50,15 +56,16 @@ def plan(
 
     found = planned(base)
     if as_json:
-        print(json.dumps(_as_json(found)))
+        print(json.dumps(plan_as_json(found)))
         return
-    _print(found)
+    for line in plan_lines(found):
+        print(line)
     print("\nall sizes of mT5 in the same memory")
-    for name in OFFICIAL_NAMES:
-        print(f"  {_line(planned(name))}")
+    print_table(("base", "", "GiB", "layers", "head", "at once", "recomputed"), map(_row, map(planned, OFFICIAL_NAMES)))
 
 
-def _as_json(plan: MemoryPlan) -> dict[str, object]:
+def plan_as_json(plan: MemoryPlan) -> dict[str, object]:
+    """A plan for a program: the settings, each part in bytes, the total, and whether it fits."""
     from dataclasses import asdict
 
     settings = {name: value for name, value in asdict(plan).items() if name != "parts"}
@@ -71,15 +78,24 @@ def _as_json(plan: MemoryPlan) -> dict[str, object]:
     }
 
 
-def _print(plan: MemoryPlan) -> None:
-    print(_line(plan))
+def plan_lines(plan: MemoryPlan) -> Iterator[str]:
+    """A plan of the memory: the verdict, and below it what each part takes."""
+    yield _line(plan)
     for name, size in plan.parts.items():
-        print(f"  {name.removesuffix('_bytes').replace('_', ' '):16}{size / 2**20:10.1f} MiB")
-    print(f"  {'peak':16}{plan.total_bytes / 2**20:10.1f} MiB (a live layer or the loss, whichever is larger)")
+        yield f"  {name.removesuffix('_bytes').replace('_', ' '):16}{size / 2**20:10.1f} MiB"
+    yield f"  {'peak':16}{plan.total_bytes / 2**20:10.1f} MiB (a live layer or the loss, whichever is larger)"
     if plan.host_bytes:
-        print(f"  {'on the host':16}{plan.host_bytes / 2**20:10.1f} MiB")
+        yield f"  {'on the host':16}{plan.host_bytes / 2**20:10.1f} MiB"
     if plan.advice:
-        print(plan.advice)
+        yield plan.advice
+
+
+def _row(plan: MemoryPlan) -> tuple[str, ...]:
+    scheme = plan.quantization
+    verdict = "fits" if plan.fits else "does not fit"
+    recomputed = f"{plan.checkpointed_blocks} of {plan.blocks}"
+    size = f"{plan.total_bytes / 2**30:.2f}"
+    return plan.base, verdict, size, scheme.linear, scheme.head, str(plan.batch), recomputed
 
 
 def _line(plan: MemoryPlan) -> str:

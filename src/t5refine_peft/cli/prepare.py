@@ -16,6 +16,7 @@ from t5refine_peft.cli import options
 from t5refine_peft.errors import RefineError
 
 if TYPE_CHECKING:
+    from t5refine_peft.corpus.export import ShownPassage
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.prepared import Prepared
     from t5refine_peft.corpus.tokenization import Vocabulary
@@ -63,6 +64,7 @@ def prepare(
     processes: Annotated[int | None, typer.Option(min=1, help="By default one for each processor.")] = None,
     cache_dir: Annotated[Path | None, typer.Option(help="Where what was made lies; may be deleted.")] = None,
     seed: options.Seed = 0,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Prepare a corpus for training, once; tell what is in it, and what its term list is worth.
@@ -70,15 +72,17 @@ def prepare(
     An interrupted call goes on where it stopped; a second one opens what is there. Train on --output, or on the
     corpus itself.
 
-    Example: t5refine prepare notes/ --terms terms.txt --base google/mt5-base --output prepared
+    Example: t5refine prepare demo/cardiology/texts.txt --terms demo/cardiology/terms.txt --base builtin:mt5-mini
+    --output prepared --show 3
     """
-    from t5refine_peft.cli.audit import audit_lines, summary_lines
+    from t5refine_peft.cli.audit import audit_lines, passage_lines, summary_lines
     from t5refine_peft.corpus.audit import audit_prepared
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_corpus
     from t5refine_peft.corpus.tokenization import Vocabulary
     from t5refine_peft.modeling.location import base_directory
 
+    options.stay_offline(offline)
     if export is not None and output is None:
         raise typer.BadParameter("--export needs --output, a .jsonl file or a folder")
     read_as: dict[str, Any] = {"field": field, "unit": None if unit is None else unit.value}
@@ -109,7 +113,7 @@ def prepare(
     if output is not None and export is None:
         prepared.save(output)
         directory = output
-    examples = []
+    examples: list[ShownPassage] = []
     if export is not None or show:
         examples = _examples(prepared, vocabulary, glossary, seed, show, output if export is not None else None)
     if as_json:
@@ -117,15 +121,15 @@ def prepare(
             "directory": str(directory),
             "summary": asdict(prepared.summary),
             "audit": None if audit is None else asdict(audit),
-            "examples": examples,
+            "examples": [asdict(example) for example in examples],
         }
         print(json.dumps(told, ensure_ascii=False))
         return
     for line in (f"dataset: {directory}", *summary_lines(prepared.summary), *(audit_lines(audit) if audit else ())):
         print(line)
     for example in examples:
-        print(f"\n{example['document']}: {example['masked_tokens']} of {example['tokens']} tokens masked")
-        print(example["text"])
+        for line in passage_lines(example):
+            print(line)
 
 
 def _processors() -> int:
@@ -166,7 +170,7 @@ def _suggest(
 
 def _examples(
     prepared: Prepared, vocabulary: Vocabulary, glossary: Glossary | None, seed: int, show: int, output: Path | None
-) -> list[dict[str, Any]]:
+) -> list[ShownPassage]:
     """Export all passages, where there is an `output`, and give the first ones of the training split to be shown."""
     from t5refine_peft.config import CorruptionConfig
     from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
@@ -177,4 +181,4 @@ def _examples(
     if output is not None:
         count = export_pairs(prepared.splits, collator, output)
         print(f"{count:,} pairs of inputs and targets in {output}", file=sys.stderr)
-    return [asdict(passage) for passage in shown_passages(prepared.splits["train"], collator, count=show)]
+    return shown_passages(prepared.splits["train"], collator, count=show)

@@ -60,6 +60,7 @@ def restore(
     output: Annotated[Path | None, typer.Option(help="Write here instead of to standard output.")] = None,
     quantization: options.Quantization = None,
     device: options.Device = None,
+    offline: options.Offline = False,
     as_json: options.Json = False,
     as_html: Annotated[
         bool, typer.Option("--html", help="Write a page on which restored pieces are marked by score.")
@@ -69,8 +70,9 @@ def restore(
 
     A line of a .jsonl file may name its own adapter in the field "adapter".
 
-    Example: t5refine restore "The patient takes ___ for oedema." --adapter cardiology --base google/mt5-base
+    Example: t5refine restore "Iron test showed ___." --adapter cardiology --base builtin:mt5-mini
     """
+    options.stay_offline(offline)
     if (text is None) == (file is None):
         raise typer.BadParameter("give either a text (or -) or --file")
     if as_json and as_html:
@@ -82,7 +84,6 @@ def restore(
         raise typer.BadParameter("a .docx document is written as one: give --output, and neither --json nor --html")
     if file is not None and not file.is_file():
         raise RefineError(f"{file} can't be read: expected a .txt, .jsonl or .docx file")
-    from t5refine_peft.config import Quantization
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.restoration.decoding import Decoding
     from t5refine_peft.restoration.restorer import Restorer
@@ -101,7 +102,7 @@ def restore(
         "min_score": min_score,
         "batch_tokens": batch_tokens,
     }
-    scheme = Quantization.named(quantization) if quantization is not None else None
+    scheme = options.parse_quantization(quantization)
     restorer = Restorer(base, adapters_dir=adapters_dir, quantization=scheme, device=device)
     if adapter is not None:
         restorer.load_adapter(adapter)

@@ -6,19 +6,30 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.cli.settings import run_config
+from t5refine_peft.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from t5refine_peft.training.train import TrainResult
 
 
 def train(
-    corpus: Annotated[list[Path], typer.Argument(help="Text files, folders, or a directory of t5refine prepare.")],
-    domain: Annotated[str, typer.Option(help="The name of the adapter to make.")],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Text files, folders, or a directory of t5refine prepare.", show_default=False),
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="The name of the adapter to make.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of t5refine config; what is typed wins over it.")
+    ] = None,
     terms: Annotated[Path | None, typer.Option(help="A term list, one term a line.")] = None,
-    base: options.Base = "google/mt5-base",
-    adapters_dir: options.AdaptersDir = Path("adapters"),
+    base: options.BaseOrNone = None,
+    adapters_dir: options.AdaptersDirOrNone = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the corpus.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps, instead of epochs.")] = None,
     batch: Annotated[int | None, typer.Option(help="Passages in a step.")] = None,
@@ -33,64 +44,92 @@ def train(
     report_to: Annotated[list[str] | None, typer.Option(help="A tracker, tensorboard say; may be repeated.")] = None,
     memory: options.MemoryOrNone = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Read all, show what is masked and what it takes, do two steps; write nothing."),
+    ] = False,
     quantization: options.Quantization = None,
-    runs_dir: Annotated[Path, typer.Option(help="The directory of the checkpoints.")] = Path("runs"),
+    runs_dir: Annotated[
+        Path | None, typer.Option(help="The directory of the checkpoints.", show_default="runs")
+    ] = None,
     rescue_dir: Annotated[
         Path | None, typer.Option(help="Where the state is saved when a checkpoint can't be written there.")
     ] = None,
     examples: options.Examples = False,
     device: options.Device = None,
-    seed: options.Seed = 0,
+    seed: Annotated[int | None, typer.Option(help="Of the split, the masks and the order.", show_default="0")] = None,
+    offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
     """Train an adapter for a domain and score it beside the base on held-out documents.
 
-    Example: t5refine train notes/ --terms terms.txt --domain cardiology --base google/mt5-base
+    Example: t5refine train demo/cardiology/texts.txt --terms demo/cardiology/terms.txt --domain cardiology
+    --base builtin:mt5-mini
     """
-    from t5refine_peft.config import AdapterConfig, Quantization, TrainingConfig
+    options.stay_offline(offline)
+    typed = {
+        "--domain": domain,
+        "--terms": terms,
+        "--base": base,
+        "--adapters-dir": adapters_dir,
+        "--runs-dir": runs_dir,
+        "--rescue-dir": rescue_dir,
+        "--examples": examples or None,
+        "--epochs": epochs,
+        "--max-steps": max_steps,
+        "--batch": batch,
+        "--learning-rate": learning_rate,
+        "--rank": rank,
+        "--eval-steps": eval_steps,
+        "--save-steps": save_steps,
+        "--patience": patience,
+        "--start-step": start_step,
+        "--report-to": tuple(report_to) if report_to else None,
+        "--memory": None if memory is None else options.parse_memory(memory),
+        "--quantization": options.parse_quantization(quantization),
+        "--device": device,
+        "--seed": seed,
+    }
+    if dry_run and resume:
+        raise typer.BadParameter("give either --dry-run or --resume")
+    arguments = run_config(config, corpus, typed).train_arguments()
     from t5refine_peft.corpus.prepared import is_prepared
+
+    if arguments["glossary"] is None and not any(map(is_prepared, arguments["corpus"])):
+        print("no --terms: training on random spans alone, without term masking or term scores", file=sys.stderr)
+    if dry_run:
+        del arguments["report_examples"]
+        _rehearse(arguments, as_json)
+        return
     from t5refine_peft.training.callbacks import InterruptCallback, ProgressCallback
     from t5refine_peft.training.interrupt import EXIT_CODE
     from t5refine_peft.training.train import train_adapter
 
-    chosen: dict[str, Any] = {
-        "epochs": epochs,
-        "max_steps": max_steps,
-        "batch": batch,
-        "learning_rate": learning_rate,
-        "eval_steps": eval_steps,
-        "save_steps": save_steps,
-        "report_to": tuple(report_to) if report_to else None,
-        "patience": patience,
-        "start_step": start_step,
-        "quantization": Quantization.named(quantization) if quantization is not None else None,
-        "memory_bytes": None if memory is None else options.parse_bytes(memory),
-        "device": device,
-        "seed": seed,
-        "adapter": AdapterConfig(rank=rank) if rank is not None else None,
-    }
-    if terms is None and not any(map(is_prepared, corpus)):
-        print("no --terms: training on random spans alone, without term masking or term scores", file=sys.stderr)
-    progress = ProgressCallback(label=domain)
+    progress = ProgressCallback(label=arguments["domain"])
+    interrupt = InterruptCallback(how_to_resume=_this_command_resumed())
     try:
-        result = train_adapter(
-            corpus,
-            domain=domain,
-            glossary=terms,
-            base=base,
-            adapters_dir=adapters_dir,
-            runs_dir=runs_dir,
-            config=TrainingConfig(**{name: value for name, value in chosen.items() if value is not None}),
-            resume=resume,
-            rescue_dir=rescue_dir,
-            report_examples=examples,
-            callbacks=[progress, InterruptCallback(how_to_resume=_this_command_resumed())],
-        )
-    except KeyboardInterrupt as interrupt:
-        print(f"t5refine: {interrupt or 'interrupted'}", file=sys.stderr)
+        result = train_adapter(**arguments, resume=resume, callbacks=[progress, interrupt])
+    except KeyboardInterrupt as error:
+        print(f"t5refine: {error or 'interrupted'}", file=sys.stderr)
         raise typer.Exit(EXIT_CODE) from None
     finally:
         progress.close()
+    _print(result, as_json)
+
+
+def _rehearse(arguments: dict[str, Any], as_json: bool) -> None:
+    from t5refine_peft.cli.rehearsal import rehearsal_as_json, rehearsal_lines
+    from t5refine_peft.training.rehearsal import rehearse_training
+
+    found = rehearse_training(**arguments)
+    if as_json:
+        print(json.dumps(rehearsal_as_json(found), ensure_ascii=False))
+        return
+    for line in rehearsal_lines(found):
+        print(line)
+
+
+def _print(result: TrainResult, as_json: bool) -> None:
     if as_json:
         from dataclasses import asdict
 
@@ -98,10 +137,14 @@ def train(
         return
     if result.base_scores and result.adapter_scores:
         before, after = result.base_scores, result.adapter_scores
-        print(f"held-out terms         base   adapter   ({after.gaps} gaps)")
-        print(f"exact match         {before.exact_match:7.1%}   {after.exact_match:7.1%}")
-        print(f"token top-5         {before.token_top5:7.1%}   {after.token_top5:7.1%}")
-        print(f"token loss          {before.token_loss:7.3f}   {after.token_loss:7.3f}")
+        print_table(
+            (f"{after.gaps} gaps with held-out terms", "base", "adapter"),
+            (
+                ("exact match", f"{before.exact_match:.1%}", f"{after.exact_match:.1%}"),
+                ("token top-5", f"{before.token_top5:.1%}", f"{after.token_top5:.1%}"),
+                ("token loss", f"{before.token_loss:.3f}", f"{after.token_loss:.3f}"),
+            ),
+        )
     print(
         f"{result.path} ({result.adapter_bytes / 1e6:.2f} MB): best at step {result.best_step} of {result.steps}, "
         f"{result.stopped_because}; {result.seconds:.0f} s, {result.tokens:,} tokens"

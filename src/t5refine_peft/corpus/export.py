@@ -80,6 +80,8 @@ class ShownPassage:
     """Where it is from."""
     text: str
     """See `marked_passage`."""
+    terms: tuple[str, ...]
+    """Those that were found in it, in order."""
     tokens: int
     masked_tokens: int
     inputs: str
@@ -98,6 +100,9 @@ def shown_passages(
             ShownPassage(
                 document=document,
                 text=marked_passage(item, example, collator.vocabulary),
+                terms=tuple(
+                    collator.vocabulary.decode(item.ids[start:end]).strip() for start, end, *_ in item.term_spans
+                ),
                 tokens=len(item.ids),
                 masked_tokens=sum(end - start for start, end in example.spans),
                 **pair_of_texts(example, collator.vocabulary),

@@ -76,8 +76,8 @@ def load_base(
             not offered, since T5's activations overflow it.
 
     Raises:
-        RefineError: no such model, a model of another type, a directory that lacks a file, weights that don't fit
-            config.json, or a base that was saved with another quantization.
+        RefineError: no such model, no such device, a model of another type, a directory that lacks a file, weights that
+            don't fit config.json, or a base that was saved with another quantization.
     """
     if precision not in ("auto", *get_args(Precision)):
         why = "T5's activations overflow fp16, so it is not offered; " if "16" in str(precision) else ""
@@ -90,6 +90,8 @@ def load_base(
     files = [directory / WEIGHTS_FILE] if record else weight_files(directory)
     Vocabulary.load(directory)  # a missing tokenizer is told before gigabytes are read
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise RefineError(f"device {device}: PyTorch sees no GPU here; take --device cpu, or see t5refine doctor")
     placement = Placement(
         quantization=_agreed(quantization, record, directory),
         precision=choose_precision(target) if precision == "auto" else precision,

@@ -6,6 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from t5refine_peft.errors import RefineError
+from t5refine_peft.offline import is_offline
 
 BUILTIN = "builtin:"
 
@@ -32,6 +33,25 @@ def base_directory(base: str | Path) -> Path:
     return _from_hub(name)
 
 
+def config_file(base: str | Path) -> Path:
+    """A base's config.json: of a hub id, that file alone is downloaded.
+
+    Raises:
+        RefineError: there is no such base.
+    """
+    name, path = str(base), Path(base)
+    if path.is_file():
+        return path
+    if path.is_dir() or name.startswith(BUILTIN) or path.suffix or name.count("/") != 1:
+        return base_directory(base) / "config.json"
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except (OSError, ValueError) as error:
+        raise _not_from_hub(name, error) from error
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -41,8 +61,17 @@ def _from_hub(name: str) -> Path:
         if not any(directory.glob("*.safetensors")):
             directory = Path(snapshot_download(name, allow_patterns=[*patterns, "pytorch_model*"]))
     except (OSError, ValueError) as error:
-        raise RefineError(
-            f"{name} is no local directory, and the hub could not give it ({type(error).__name__}); "
-            "check the name and the connection, or download the model and give its directory"
-        ) from error
+        raise _not_from_hub(name, error) from error
     return directory
+
+
+def _not_from_hub(name: str, error: Exception) -> RefineError:
+    if is_offline():
+        return RefineError(
+            f"{name} is no local directory, and is not in the cache of downloaded models, which is all that --offline "
+            "(or HF_HUB_OFFLINE) allows; run once without it, or give --base a model's directory"
+        )
+    return RefineError(
+        f"{name} is no local directory, and the hub could not give it ({type(error).__name__}); check the name and the "
+        "connection, or download the model and give --base its directory"
+    )

@@ -9,18 +9,21 @@ from typing import Any
 
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.base import MODEL_TYPES
-from t5refine_peft.modeling.location import base_directory
+from t5refine_peft.modeling.location import config_file
 
-_MT5_ROWS = 250_112
 _OFFICIAL = {
-    "google/mt5-small": (512, 1024, 6, 8),
-    "google/mt5-base": (768, 2048, 12, 12),
-    "google/mt5-large": (1024, 2816, 16, 24),
-    "google/mt5-xl": (2048, 5120, 32, 24),
-    "google/mt5-xxl": (4096, 10240, 64, 24),
+    "google/mt5-small": ("mt5", 250_112, 512, 1024, 6, 8),
+    "google/mt5-base": ("mt5", 250_112, 768, 2048, 12, 12),
+    "google/mt5-large": ("mt5", 250_112, 1024, 2816, 16, 24),
+    "google/mt5-xl": ("mt5", 250_112, 2048, 5120, 32, 24),
+    "google/mt5-xxl": ("mt5", 250_112, 4096, 10240, 64, 24),
+    "google/umt5-base": ("umt5", 256_384, 768, 2048, 12, 12),
+    "google/flan-t5-base": ("t5", 32_128, 768, 2048, 12, 12),
 }
-"""d_model, d_ff, num_heads and num_layers of the published mT5s (Xue et al. 2021), so that they are planned offline."""
-OFFICIAL_NAMES = tuple(_OFFICIAL)
+"""Type, vocab_size, d_model, d_ff, num_heads and num_layers of published models (Xue et al. 2021; Chung et al. 2023;
+Chung et al. 2022), so that they are planned offline. All have a gated feed-forward and a head of their own."""
+OFFICIAL_NAMES = tuple(name for name, (kind, *_) in _OFFICIAL.items() if kind == "mt5")
+"""The sizes of mT5."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,17 +78,17 @@ class Shape:
 def read_shape(base: str | Path) -> Shape:
     """The shape of a base: a directory with config.json, the file itself, a hub id, or `builtin:mt5-mini`.
 
-    The published mT5s are known by name; of another hub id config.json alone is downloaded.
+    Published models are known by name; of another hub id config.json alone is downloaded.
 
     Raises:
         RefineError: no such base, or one that is no T5.
     """
     name = str(base)
     if name in _OFFICIAL and not Path(base).exists():
-        width, inner, heads, blocks = _OFFICIAL[name]
-        sizes = {"d_model": width, "d_ff": inner, "num_heads": heads, "num_layers": blocks, "vocab_size": _MT5_ROWS}
-        return _shape(name, {**sizes, "model_type": "mt5", "tie_word_embeddings": False})
-    path = _config_file(base)
+        names = ("model_type", "vocab_size", "d_model", "d_ff", "num_heads", "num_layers")
+        known = dict(zip(names, _OFFICIAL[name], strict=True))
+        return _shape(name, {**known, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False})
+    path = config_file(base)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         return _shape(name, config)
@@ -95,23 +98,6 @@ def read_shape(base: str | Path) -> Shape:
         raise RefineError(f"{path} is broken: {error}") from None
     except KeyError as error:
         raise RefineError(f"{path} is no T5's: expected {error.args[0]} in it") from None
-
-
-def _config_file(base: str | Path) -> Path:
-    path = Path(base)
-    if path.is_file():
-        return path
-    if path.is_dir() or str(base).startswith("builtin:") or path.suffix or str(base).count("/") != 1:
-        return base_directory(base) / "config.json"
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(str(base), "config.json"))
-    except (OSError, ValueError) as error:
-        raise RefineError(
-            f"{base} is no local directory, and the hub could not give its config.json ({type(error).__name__}); "
-            "check the name and the connection, or give a directory with config.json"
-        ) from error
 
 
 def _shape(name: str, config: dict[str, Any]) -> Shape:

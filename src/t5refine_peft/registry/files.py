@@ -12,6 +12,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
 CARD_FILE = "card.json"
 REPORT_FILE = "report.html"
+RUN_FILE = "training.toml"
+"""How it was trained, as `--config` takes it. It names paths of this machine, so that it is not packed."""
 _LONGEST_BYTES = 16 << 20
 
 

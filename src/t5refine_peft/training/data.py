@@ -37,7 +37,12 @@ class TrainingData:
 
 
 def training_data(
-    corpus: Corpus | DatasetDict, *, vocabulary: Vocabulary, glossary: Glossary | None, config: TrainingConfig
+    corpus: Corpus | DatasetDict,
+    *,
+    vocabulary: Vocabulary,
+    glossary: Glossary | None,
+    config: TrainingConfig,
+    cache_dir: str | Path | None = None,
 ) -> TrainingData:
     """Open `corpus` if it is prepared, else prepare it.
 
@@ -47,6 +52,7 @@ def training_data(
         glossary: the domain's terms; with a directory that was prepared, None takes those that it was prepared with,
             all with the weight 1.
         config: gives the options of preparing.
+        cache_dir: see `prepare_corpus`.
 
     Raises:
         RefineError: see `prepare_corpus`; or a dataset that was prepared for another tokenizer or term list, or lacks
@@ -69,6 +75,7 @@ def training_data(
             validation_share=config.validation_share,
             test_share=config.test_share,
             seed=config.seed,
+            cache_dir=cache_dir,
         )
         for message in prepared.summary.notices():
             logger.warning("%s", message)

@@ -1,4 +1,5 @@
-"""Smaller micro-batches when the memory runs out, with the batch and its order as they were."""
+"""What a run takes of the memory, and smaller micro-batches when it runs out, with the batch and its order as they
+were."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
@@ -13,6 +15,13 @@ from t5refine_peft.errors import RefineError
 from t5refine_peft.training.cuts import cut_batch, passage_tokens
 
 logger = logging.getLogger(__name__)
+
+
+def memory_in_use() -> int:
+    """Bytes: the most that this process has held of a GPU, or what it holds of the host's memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved()
+    return int(psutil.Process().memory_info().rss)
 
 
 @dataclass(frozen=True)

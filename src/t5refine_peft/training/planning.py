@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import torch
 from datasets import DatasetDict
 
@@ -35,21 +37,7 @@ def plan_training(
     device = base.device if isinstance(base, Base) else torch.device(config.device or _default_device())
     if config.memory_bytes is None and device.type != "cuda":
         return None
-    budget = config.memory_bytes or _own_and_free_bytes(device)
-    precision = choose_precision(device) if config.precision == "auto" else config.precision
-    input_tokens, label_tokens = longest_passage(corpus, config)
-    plan = plan_memory(
-        base.name if isinstance(base, Base) else base,
-        budget,
-        quantization=base.quantization if isinstance(base, Base) else config.quantization or _saved(base),
-        batch=config.micro_batch,
-        max_batch=config.batch,
-        input_tokens=input_tokens,
-        label_tokens=label_tokens,
-        adapter=config.adapter,
-        precision=precision,
-        device="cuda" if device.type == "cuda" else "cpu",
-    )
+    plan = _plan(base, config, device, config.memory_bytes or _own_and_free_bytes(device), corpus)
     if not plan.fits:
         raise RefineError(f"{plan.advice}; see t5refine plan --base {plan.base}")
     return plan
@@ -69,6 +57,34 @@ def capped_memory(plan: MemoryPlan | None, device: torch.device) -> Iterator[Non
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def forecast(base: Base, config: TrainingConfig, corpus: DatasetDict) -> MemoryPlan:
+    """What a run without a plan takes, beside what the host's memory has free: of the batch as it is configured."""
+    whole = replace(config, micro_batch=config.micro_batch or config.batch)
+    return _plan(base, whole, base.device, psutil.virtual_memory().available, corpus)
+
+
+def _plan(
+    base: str | Path | Base,
+    config: TrainingConfig,
+    device: torch.device,
+    budget_bytes: int,
+    corpus: Corpus | DatasetDict,
+) -> MemoryPlan:
+    input_tokens, label_tokens = longest_passage(corpus, config)
+    return plan_memory(
+        base.name if isinstance(base, Base) else base,
+        budget_bytes,
+        quantization=base.quantization if isinstance(base, Base) else config.quantization or _saved(base),
+        batch=config.micro_batch,
+        max_batch=config.batch,
+        input_tokens=input_tokens,
+        label_tokens=label_tokens,
+        adapter=config.adapter,
+        precision=choose_precision(device) if config.precision == "auto" else config.precision,
+        device="cuda" if device.type == "cuda" else "cpu",
+    )
 
 
 def _saved(base: str | Path) -> Quantization | None:

@@ -8,14 +8,13 @@ from collections import deque
 from datetime import timedelta
 from typing import Any
 
-import psutil
-import torch
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from t5refine_peft.training.memory import memory_in_use
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 _STEPS_LOOKED_BACK = 50
@@ -131,7 +130,7 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             parts += [f"loss {self._logged['loss']:.3f}", f"rate {self._logged.get('learning_rate', 0):.2g}"]
         if rate := self._pace.tokens_a_second():
             parts.append(f"{rate:,.0f} tokens/s")
-        parts.append(f"{_memory_bytes() / 1e9:.2f} GB")
+        parts.append(f"{memory_in_use() / 1e9:.2f} GB")
         if DelayedEarlyStoppingCallback.__name__ in state.stateful_callbacks:
             parts.append(_newest(state, "stopping_phase") or "early")
         parts.append(f"{_clock(self.seconds_before + self._pace.passed())} passed")
@@ -196,12 +195,6 @@ def _newest(state: TrainerState, key: str, *, step: int | None = None) -> str:
     """The newest entry of the Trainer's log with this key, of this step if one is given."""
     found = (entry for entry in reversed(state.log_history) if key in entry and step in (None, entry["step"]))
     return str(next(found, {key: ""})[key])
-
-
-def _memory_bytes() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    return int(psutil.Process().memory_info().rss)
 
 
 def _clock(seconds: float) -> str:

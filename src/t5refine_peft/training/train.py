@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
-from transformers import Seq2SeqTrainingArguments, TrainerCallback
-from transformers.integrations import get_available_reporting_integrations
+from transformers import TrainerCallback
 
 from t5refine_peft.config import TrainingConfig
-from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTermCorruption
+from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
@@ -33,21 +29,20 @@ from t5refine_peft.evaluation.evaluate import (
 )
 from t5refine_peft.evaluation.report import render_report
 from t5refine_peft.evaluation.scores import EvaluationReport
-from t5refine_peft.modeling.base import Base, load_base
+from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.lora import add_adapter, reload_adapter, save_adapter
-from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
 from t5refine_peft.storage import atomic_directory, check_writable, recover
 from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
 from t5refine_peft.training.data import training_data
-from t5refine_peft.training.health import HealthCallback
 from t5refine_peft.training.interrupt import InterruptCallback
 from t5refine_peft.training.planning import capped_memory, plan_training
-from t5refine_peft.training.processes import is_first_process, local_device, micro_batches, process_count
+from t5refine_peft.training.processes import is_first_process, process_count
+from t5refine_peft.training.record import save_as_given
+from t5refine_peft.training.setup import build_trainer, check_trackers, load_planned, read_terms
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
-from t5refine_peft.training.trainer import AdapterTrainer
 
 _NO_BEARING = {"device", "memory_bytes", "report_to", "save_steps"}
 """Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such."""
@@ -91,6 +86,8 @@ def train_adapter(
 ) -> TrainResult:
     """Train an adapter for a domain, measure it beside the base, and write it to `adapters_dir/domain`.
 
+    Beside it lies `training.toml`, the resolved configuration: `t5refine train --config` does the same again.
+
     Args:
         corpus: texts of the domain: paths, a folder, an iterable of texts (see `read_documents`), a dataset of
             `prepare_dataset`, or the directory of one that `t5refine prepare` wrote. Written pairs of `inputs` and
@@ -118,14 +115,14 @@ def train_adapter(
     """
     started = time.monotonic()
     config = config or TrainingConfig()
-    _check_trackers(config.report_to)
+    check_trackers(config.report_to)
     target = AdapterRegistry(adapters_dir).place(domain)
     run = RunDirectory(AdapterRegistry(runs_dir).place(domain))
     if is_first_process():
         check_writable(target.parent)
         check_writable(run.path.parent)
-    terms = _glossary(glossary)
-    loaded, plan = _load(base, config, corpus)
+    terms = read_terms(glossary)
+    loaded, plan = load_planned(base, config, corpus)
     config = replace(config, quantization=loaded.quantization)
     data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
     splits, config = data.splits, data.config
@@ -155,9 +152,16 @@ def train_adapter(
             metric=config.metric,
         )
         rescue = RunDirectory(AdapterRegistry(rescue_dir).place(domain)) if rescue_dir is not None else None
-        others = [callback for callback in callbacks if callback is not interrupt]
-        trainer = _trainer(
-            model, loaded, splits, collator, config, run.path, [stopping, *others, interrupt], rescue, plan
+        trainer = build_trainer(
+            model,
+            loaded,
+            splits,
+            collator,
+            config,
+            run.path,
+            callbacks=[stopping, *(callback for callback in callbacks if callback is not interrupt), interrupt],
+            rescue=rescue,
+            plan=plan,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         state = trainer.state
@@ -199,6 +203,18 @@ def train_adapter(
                     examples=report_examples,
                 )
                 (staged / REPORT_FILE).write_text(report, encoding="utf-8")
+                save_as_given(
+                    staged,
+                    corpus=corpus,
+                    domain=domain,
+                    glossary=glossary,
+                    base=loaded.name,
+                    adapters_dir=adapters_dir,
+                    runs_dir=runs_dir,
+                    rescue_dir=rescue_dir,
+                    report_examples=report_examples,
+                    config=config,
+                )
         adapter_scores = broadcast_object_list(scores)[0]
     return TrainResult(
         path=target,
@@ -211,20 +227,6 @@ def train_adapter(
         seconds=time.monotonic() - started,
         tokens=state.num_input_tokens_seen,
     )
-
-
-def _load(
-    base: str | Path | Base, config: TrainingConfig, corpus: Corpus | DatasetDict
-) -> tuple[Base, MemoryPlan | None]:
-    """The base, stored as the plan of its memory says, and that plan."""
-    device = config.device or local_device()
-    plan = plan_training(base, replace(config, device=device), corpus)
-    if isinstance(base, Base):
-        loaded = base
-    else:
-        quantization = config.quantization if plan is None else plan.quantization
-        loaded = load_base(base, quantization=quantization, device=device, precision=config.precision)
-    return loaded, plan
 
 
 def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: TrainingConfig) -> RunIdentity:
@@ -254,103 +256,6 @@ def _begin(run: RunDirectory, target: Path, identity: RunIdentity, resume: bool)
         else:
             run.clear_leftovers()
     return run.resume(identity) if resume else None
-
-
-def _glossary(glossary: str | Path | Glossary | Iterable[str] | None) -> Glossary | None:
-    if glossary is None or isinstance(glossary, Glossary):
-        return glossary
-    return Glossary.load(glossary) if isinstance(glossary, str | Path) else Glossary(glossary)
-
-
-def _trainer(
-    model: Any,
-    base: Base,
-    splits: DatasetDict,
-    collator: DataCollatorForTermCorruption,
-    config: TrainingConfig,
-    run: Path,
-    callbacks: list[TrainerCallback],
-    rescue: RunDirectory | None = None,
-    plan: MemoryPlan | None = None,
-) -> AdapterTrainer:
-    train, validation = splits["train"], splits["validation"]
-    validation = validation.select(range(min(len(validation), config.evaluation_passages)))
-    micro_batch, accumulated = micro_batches(config)
-    steps = config.max_steps or math.ceil(config.epochs * math.ceil(len(train) / config.batch))
-    every = min(steps, config.eval_steps or max(1, steps // 10))
-    transformers.set_seed(config.seed)
-    arguments = Seq2SeqTrainingArguments(
-        output_dir=str(run),
-        max_steps=steps,
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(config.warmup_share * steps),
-        max_grad_norm=config.max_gradient_norm,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulated,
-        per_device_eval_batch_size=micro_batch * 2,
-        weight_decay=0.0,
-        optim="paged_adamw_8bit" if base.device.type == "cuda" else "adamw_torch_fused",
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=min(steps, config.save_steps or every),
-        save_total_limit=2,
-        metric_for_best_model=f"eval_{config.metric}",
-        greater_is_better=config.metric != "loss",
-        logging_steps=max(1, every // 5),
-        logging_nan_inf_filter=False,  # HealthCallback stops there instead
-        include_num_input_tokens_seen="non_padding",
-        restore_callback_states_from_checkpoint=True,
-        report_to=list(config.report_to) or "none",
-        disable_tqdm=True,
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=base.device.type == "cpu",
-        remove_unused_columns=False,
-        label_names=["labels"],
-        dataloader_pin_memory=base.device.type == "cuda",
-        ddp_find_unused_parameters=False,
-    )
-    term_test = None
-    if config.metric == "term_exact_match":
-        term_test = TermTest.build(validation, collator, limit=config.evaluation_passages)
-        if not term_test.examples:
-            raise RefineError("metric is term_exact_match, but no passage of the validation split holds a term")
-    trainer = AdapterTrainer(
-        model=model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=CorruptionDataset(train, fresh=True),
-        eval_dataset=CorruptionDataset(validation, fresh=False),
-        callbacks=callbacks,
-        base=base,
-        lengths=train["length"][:],
-        run=RunDirectory(run),
-        rescue=rescue,
-        term_test=term_test,
-        plan=plan,
-    )
-    trainer.pop_callback(transformers.PrinterCallback)
-    trainer.add_callback(
-        HealthCallback(documents_of=lambda step: [train[n]["document"] for n in trainer.sampler.of_step(step)])
-    )
-    return trainer
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that is not there.
-
-    Raises:
-        RefineError: it is unknown, or its package is not installed.
-    """
-    installed = get_available_reporting_integrations() if names else []
-    for name in names:
-        if name not in installed:
-            raise RefineError(
-                f"report_to names {name!r}, which is no tracker that is installed here (found: "
-                f"{', '.join(sorted(installed)) or 'none'}); pip install its package, t5refine-peft[tensorboard] say"
-            )
 
 
 def _side_by_side(
