@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from t5refine_peft import RefineError, TrainingConfig, train_adapter
 from t5refine_peft.cli.app import app
+from t5refine_peft.corpus.pairs import join_pair
 from t5refine_peft.corpus.prepared import load_prepared
 
 
@@ -102,6 +103,18 @@ def test_exported_pairs_are_the_predecessors_format_and_prepare_as_they_are(prep
     assert told["summary"]["messages"] == []
     assert [len(splits[name]) for name in ("validation", "train", "test")] == [len(part) for part in parts]
     assert all(row["masked"] for row in splits["train"])
+
+
+def test_passages_that_spell_a_sentinel_are_left_out_of_pairs_and_counted(prepare, tmp_path):
+    texts = [f"The patient {n} takes <extra_id_0> furosemide for <extra_id_7> failure. " * 4 for n in range(5)]
+    (tmp_path / "spelled.txt").write_text("\n".join(texts), encoding="utf-8")
+    files = [tmp_path / "corpus.txt", tmp_path / "spelled.txt", "--unit", "line", "--keep-near-duplicates"]
+    _, errors = prepare(*files, "--export", "jsonl", "--output", tmp_path / "out.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert "5 passages left out: their text spells <extra_id_N> itself" in errors
+    assert len(rows) == 40
+    for row in rows:
+        join_pair(row["inputs"], row["targets"])
 
 
 def test_suggested_terms_are_a_list_to_edit(prepare, tmp_path):

@@ -179,6 +179,12 @@ def _examples(
     weights = glossary.weights if glossary else None
     collator = DataCollatorForTermCorruption(vocabulary, CorruptionConfig(), seed=seed, term_weights=weights)
     if output is not None:
-        count = export_pairs(prepared.splits, collator, output)
-        print(f"{count:,} pairs of inputs and targets in {output}", file=sys.stderr)
+        pairs = export_pairs(prepared.splits, collator, output)
+        print(f"{pairs.written:,} pairs of inputs and targets in {output}", file=sys.stderr)
+        if pairs.left_out:
+            print(
+                f"{pairs.left_out:,} passages left out: their text spells <extra_id_N> itself, which a file of pairs "
+                "can't tell from a masked span; train on the corpus itself",
+                file=sys.stderr,
+            )
     return shown_passages(prepared.splits["train"], collator, count=show)

@@ -12,6 +12,7 @@ import datasets
 from t5refine_peft.corpus.collator import CorruptionDataset, CorruptionItem, DataCollatorForTermCorruption
 from t5refine_peft.corpus.corruption import Example
 from t5refine_peft.corpus.documents import SPLITS, Split
+from t5refine_peft.corpus.pairs import SENTINEL
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 from t5refine_peft.storage import atomic_file
@@ -41,7 +42,16 @@ def pair_of_texts(example: Example, vocabulary: Vocabulary) -> dict[str, str]:
     return texts
 
 
-def export_pairs(splits: datasets.DatasetDict, collator: DataCollatorForTermCorruption, output: Path) -> int:
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What came of an export, in pairs."""
+
+    written: int
+    left_out: int
+    """Their text spells a sentinel itself, which as text can't be told from a masked span's."""
+
+
+def export_pairs(splits: datasets.DatasetDict, collator: DataCollatorForTermCorruption, output: Path) -> Exported:
     """Write each passage once, with masks that are drawn once and for all, as JSONL of `inputs` and `targets`.
 
     Args:
@@ -49,9 +59,6 @@ def export_pairs(splits: datasets.DatasetDict, collator: DataCollatorForTermCorr
         collator: gives vocabulary, recipe and seed.
         output: a file that ends in `.jsonl` takes all splits, one after the other; any other name is a folder, for
             `train.jsonl`, `valid.jsonl` and `test.jsonl`.
-
-    Returns:
-        The number of pairs.
 
     Raises:
         RefineError: the place can't be written to.
@@ -61,15 +68,19 @@ def export_pairs(splits: datasets.DatasetDict, collator: DataCollatorForTermCorr
         (output.parent if whole else output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RefineError(f"{output} can't be written: {error.strerror}; choose another --output") from None
-    written = 0
+    written = left_out = 0
     for path, names in [(output, SPLITS)] if whole else [(output / _FILES[split], (split,)) for split in SPLITS]:
         with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as stream:
             for name in names:
                 for item in _items(splits[name]):
-                    pair = pair_of_texts(collator.example(item), collator.vocabulary)
+                    example = collator.example(item)
+                    pair = pair_of_texts(example, collator.vocabulary)
+                    if any(len(SENTINEL.findall(text)) > len(example.spans) for text in pair.values()):
+                        left_out += 1
+                        continue
                     stream.write(json.dumps(pair, ensure_ascii=False) + "\n")
                     written += 1
-    return written
+    return Exported(written=written, left_out=left_out)
 
 
 @dataclass(frozen=True, kw_only=True)
