@@ -47,6 +47,9 @@ class Passages:
         self._passages = sorted(passages, key=lambda passage: len(passage.ids))
         self.lengths = np.array([len(passage.ids) for passage in self._passages])
 
+    def __iter__(self) -> Iterator[Passage]:
+        return iter(self._passages)
+
     def near(self, length: int, count: int, rng: np.random.Generator) -> Iterator[Passage]:
         """Yield `count` different passages, drawn from the eight times as many whose length is next to `length`."""
         middle = int(rng.integers(*np.searchsorted(self.lengths, [length, length + 1])))
