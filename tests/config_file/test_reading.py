@@ -119,7 +119,7 @@ def test_paths_are_relative_to_the_file_and_hub_ids_are_none(tmp_path: Path):
     file.write_text('corpus = ["notes", "/texts"]\nterms = "../terms.txt"')
     run = load_config(file)
     assert run.corpus == (tmp_path / "notes", Path("/texts"))
-    assert run.terms == tmp_path / "../terms.txt"
+    assert run.terms == tmp_path.parent / "terms.txt"
     assert (run.adapters_dir, run.runs_dir) == (tmp_path / "adapters", tmp_path / "runs")
     assert base("models/own") == str(tmp_path / "models" / "own")
     assert base("./gone") == str(tmp_path / "gone")

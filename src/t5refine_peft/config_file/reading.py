@@ -11,7 +11,7 @@ from rapidfuzz import fuzz, process
 from t5refine_peft.config import RunConfig
 from t5refine_peft.config_file.keys import Key, KeyPath, all_keys, keys_of
 from t5refine_peft.config_file.lines import key_lines
-from t5refine_peft.config_file.values import Unfit, described, parse_value
+from t5refine_peft.config_file.values import Unfit, beside, described, parse_value
 from t5refine_peft.errors import ConfigError, RefineError
 
 _NEAR = 70.0
@@ -62,7 +62,9 @@ class _Reader:
     def read(self, config: type[Any], table: dict[str, Any], above: KeyPath = ()) -> Any:
         """The dataclass that a table describes; where it can't be made, the one with the defaults."""
         keys = {key.name: key for key in keys_of(config, above)}
-        values: dict[str, Any] = {key.name: self._folder / key.default for key in keys.values() if key.hint is Path}
+        values: dict[str, Any] = {
+            key.name: beside(self._folder, key.default) for key in keys.values() if key.hint is Path
+        }
         for name, value in table.items():
             if name not in keys:
                 self.faults.append(((*above, name), f"is not known{_near(name, isinstance(value, dict))}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -77,9 +78,14 @@ def _holds_bytes(key: Key) -> bool:
     return key.name.endswith("_bytes")
 
 
+def beside(folder: Path, path: str | Path) -> Path:
+    """A path relative to a folder, its `..` taken out: what it leads through may be moved while a run writes."""
+    return Path(os.path.normpath(folder / Path(path).expanduser()))
+
+
 def _base(value: str, folder: Path) -> str:
     """A directory beside the file, or a name as it is."""
-    path = folder / Path(value).expanduser()
+    path = beside(folder, value)
     is_path = value.startswith((".", "~", "/")) or path.is_dir()
     return str(path) if is_path else value
 
@@ -91,7 +97,7 @@ def _parse(option: Any, value: Any, folder: Path) -> Any:
         TypeError: it is none.
     """
     if option is Path and isinstance(value, str):
-        return folder / Path(value).expanduser()
+        return beside(folder, value)
     if option in (bool, str) and isinstance(value, option):
         return value
     if option is int and isinstance(value, int) and not isinstance(value, bool):
