@@ -41,7 +41,7 @@ from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.interrupt import InterruptCallback
 from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
-from t5refine_peft.training.train import _trainer
+from t5refine_peft.training.setup import build_trainer
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 STEPS = 60
@@ -97,7 +97,7 @@ def ours(base: Any, splits: Any, collator: Any, run: Path) -> list[float]:
     model = add_adapter(base, CONFIG.adapter)
     times = StepTimes()
     callbacks = [DelayedEarlyStoppingCallback(), ProgressCallback(), InterruptCallback(), times]
-    _trainer(model, base, splits, collator, CONFIG, run, callbacks, plan=PLAN).train()
+    build_trainer(model, base, splits, collator, CONFIG, run, callbacks=callbacks, plan=PLAN).train()
     model.unload()
     return times.seconds[5:]
 

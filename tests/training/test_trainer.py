@@ -30,7 +30,7 @@ from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.planning import capped_memory, plan_training
-from t5refine_peft.training.train import _trainer
+from t5refine_peft.training.setup import build_trainer
 from t5refine_peft.training.trainer import _clearing
 
 
@@ -55,7 +55,9 @@ def one_step(
     torch.manual_seed(0)
     kept = KeepGradients()
     collator = DataCollatorForTermCorruption(base.vocabulary, CorruptionConfig(random_only=0.0))
-    _trainer(add_adapter(base, config.adapter), base, splits, collator, config, run, [kept], plan=plan).train()
+    build_trainer(
+        add_adapter(base, config.adapter), base, splits, collator, config, run, callbacks=[kept], plan=plan
+    ).train()
     return kept
 
 
