@@ -37,7 +37,7 @@ from bench_step import installed, stock_loss, stock_model
 from memory_tracker import tracked_activations
 from official_shapes import write_random_base
 from t5refine_peft import AdapterConfig, Quantization, load_base, plan_memory
-from t5refine_peft.cli.options import parse_bytes
+from t5refine_peft.config_file.values import parse_bytes
 from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.modeling.memory import GPU_CONTEXT_BYTES, MemoryPlan
 from t5refine_peft.modeling.objective import token_loss

@@ -40,8 +40,8 @@ from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.interrupt import InterruptCallback
 from t5refine_peft.training.order import LengthGroupedSampler
-from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 from t5refine_peft.training.setup import build_trainer
+from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 RESULTS = Path(__file__).parent / "results" / "step_overhead.json"
 STEPS = 60
