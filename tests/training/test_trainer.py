@@ -96,7 +96,7 @@ def test_a_plans_micro_batches_and_recomputed_blocks_change_nothing(tiny_base, c
 
 
 def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(tiny_base, corpus, terms, tmp_path, monkeypatch):
-    monkeypatch.setattr("t5refine_peft.training.train.load_base", lambda *_, **__: pytest.fail("it was loaded"))
+    monkeypatch.setattr("t5refine_peft.training.setup.load_base", lambda *_, **__: pytest.fail("it was loaded"))
     with pytest.raises(RefineError, match=r"needs .* GiB for 1 x 256 -> 128 tokens .*; give .* or take a smaller base"):
         train_adapter(
             corpus, domain="heart", glossary=terms, base=tiny_base,
