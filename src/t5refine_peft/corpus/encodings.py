@@ -47,9 +47,8 @@ def find_encoding(path: Path) -> str:
             for mark, name in _MARKS:
                 if head.startswith(mark):
                     return name
-            if head.count(0) > _MOST_ZEROS * len(
-                head
-            ):  # in ASCII's part, UTF-16 is UTF-8 with a zero at every other byte
+            # In ASCII's part, UTF-16 is UTF-8 with a zero at every other byte.
+            if head.count(0) > _MOST_ZEROS * len(head):
                 raise RefineError(
                     f"{path} is full of zero bytes: expected text, found UTF-16 without a byte order mark, or no text "
                     "at all; convert the file to UTF-8 first, or leave it out"
