@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from multiprocessing.connection import Client, Listener
@@ -48,7 +49,7 @@ def run_shell(script: str, where: Path, *arguments: str, **variables: str) -> su
             ended = waiting.submit(_wait, process, address)
             while (client := listener.accept()) and (request := client.recv()) is not None:
                 with client:
-                    client.send(_run(*request))
+                    client.send(run_here(*request))
             output, errors = ended.result()
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
@@ -60,8 +61,8 @@ def _wait(process: subprocess.Popen[str], address: str) -> tuple[str, str]:
     return said
 
 
-def _run(where: str, arguments: list[str], piped: bytes) -> tuple[int, bytes, bytes]:
-    """Exit code, standard output and standard error of a command."""
+def run_here(where: str | Path, arguments: Sequence[str], piped: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Run `t5refine` in this process: exit code, standard output and standard error."""
     output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     stdin = io.TextIOWrapper(io.BytesIO(piped), encoding="utf-8")
     with (

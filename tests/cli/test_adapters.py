@@ -1,25 +1,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-from t5refine_peft.cli.app import main
+from shell import run_here
 
 
 @pytest.fixture
-def run(registry, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def run(registry, monkeypatch: pytest.MonkeyPatch):
     """`t5refine adapters ...` in a directory with `adapters/heart` and `adapters/law`; its exit code and output."""
     monkeypatch.chdir(registry.directory.parent)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["t5refine", "adapters", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        code, output, errors = run_here(Path(), ["adapters", *map(str, arguments)])
+        return code, output.decode(), errors.decode()
 
     return call
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
@@ -9,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
-from t5refine_peft.cli.app import main
+from shell import run_here
 
 
 @dataclass(frozen=True)
@@ -21,17 +19,12 @@ class Ended:
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]):
+def run(tmp_path: Path):
     """Run `t5refine ...` in this process, in the test's own directory."""
-    monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object, stdin: bytes = b"") -> Ended:
-        monkeypatch.setattr(sys, "argv", ["t5refine", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capfdbinary.readouterr()
-        return Ended(int(ended.value.code or 0), captured.out.decode(), captured.err.decode())
+        code, output, errors = run_here(tmp_path, list(map(str, arguments)), stdin)
+        return Ended(code, output.decode(), errors.decode())
 
     return call
 

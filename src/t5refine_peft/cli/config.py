@@ -13,12 +13,9 @@ from t5refine_peft.config import RunConfig, TrainingConfig
 
 
 def write_config(
-    corpus: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Text files, folders, or a directory of t5refine prepare.", show_default=False),
-    ] = None,
-    domain: Annotated[str | None, typer.Option(help="The name of the adapter to make.")] = None,
-    terms: Annotated[Path | None, typer.Option(help="A term list, one term a line.")] = None,
+    corpus: options.Corpus = None,
+    domain: options.Domain = None,
+    terms: options.Terms = None,
     base: options.Base = RunConfig.base,
     memory: Annotated[
         str | None, typer.Option(help="Choose quantization and micro-batch for a GPU of so much, such as 6GB.")

@@ -21,6 +21,12 @@ def _known_device(name: str | None) -> str | None:
     raise typer.BadParameter(f"no device {name!r}: expected cpu, cuda or cuda:1")
 
 
+Corpus = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Text files, folders, or a directory of t5refine prepare.", show_default=False),
+]
+Domain = Annotated[str | None, typer.Option(help="The name of the adapter to make.")]
+Terms = Annotated[Path | None, typer.Option(help="A term list, one term a line.")]
 Base = Annotated[str, typer.Option(help="A model directory, a hub id, or builtin:mt5-mini.")]
 BaseOrNone = Annotated[
     str | None,

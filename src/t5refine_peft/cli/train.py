@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    corpus: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Text files, folders, or a directory of t5refine prepare.", show_default=False),
-    ] = None,
-    domain: Annotated[str | None, typer.Option(help="The name of the adapter to make.")] = None,
+    corpus: options.Corpus = None,
+    domain: options.Domain = None,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of t5refine config; what is typed wins over it.")
     ] = None,
-    terms: Annotated[Path | None, typer.Option(help="A term list, one term a line.")] = None,
+    terms: options.Terms = None,
     base: options.BaseOrNone = None,
     adapters_dir: options.AdaptersDirOrNone = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the corpus.")] = None,
@@ -98,7 +95,6 @@ def train(
     if arguments["glossary"] is None and not any(map(is_prepared, arguments["corpus"])):
         print("no --terms: training on random spans alone, without term masking or term scores", file=sys.stderr)
     if dry_run:
-        del arguments["report_examples"]
         _rehearse(arguments, as_json)
         return
     from t5refine_peft.training.callbacks import InterruptCallback, ProgressCallback

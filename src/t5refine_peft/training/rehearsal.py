@@ -16,7 +16,6 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5refine_peft.config import TrainingConfig
-from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.export import ShownPassage, shown_passages
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.reading import Corpus
@@ -25,10 +24,9 @@ from t5refine_peft.modeling.lora import add_adapter
 from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.storage import check_writable
-from t5refine_peft.training.data import training_data
 from t5refine_peft.training.memory import memory_in_use
-from t5refine_peft.training.planning import capped_memory, forecast, plan_training
-from t5refine_peft.training.setup import build_trainer, check_trackers, load_planned, read_terms
+from t5refine_peft.training.planning import capped_memory, forecast
+from t5refine_peft.training.setup import build_trainer, check_trackers, set_up
 
 STEPS = 2
 _LOOKED_AT = 1000
@@ -73,6 +71,7 @@ def rehearse_training(
     runs_dir: str | Path = "runs",
     config: TrainingConfig | None = None,
     rescue_dir: str | Path | None = None,
+    report_examples: bool = False,  # noqa: ARG001  # so that it takes what `train_adapter` takes
     show: int = 5,
 ) -> Rehearsal:
     """Do all that `train_adapter` would do up to its second step, and throw it away.
@@ -88,6 +87,7 @@ def rehearse_training(
         runs_dir: see `train_adapter`.
         config: see `TrainingConfig`.
         rescue_dir: see `train_adapter`.
+        report_examples: of no bearing, as no report is written.
         show: so many passages are shown.
 
     Raises:
@@ -98,18 +98,10 @@ def rehearse_training(
     for directory in (adapters_dir, runs_dir, rescue_dir):
         if directory is not None:
             check_writable(AdapterRegistry(directory).place(domain).parent)
-    terms = read_terms(glossary)
-    loaded, plan = load_planned(base, config, corpus)
-    config = replace(config, quantization=loaded.quantization, report_to=())
     with tempfile.TemporaryDirectory(prefix="t5refine-dry-run-", ignore_cleanup_errors=True) as scratch:
-        data = training_data(
-            corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config, cache_dir=Path(scratch, "cache")
-        )
-        splits, config = data.splits, data.config
-        plan = plan and plan_training(loaded, config, splits)  # now that the passages are there
-        collator = DataCollatorForTermCorruption(
-            loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
-        )
+        setup = set_up(corpus, glossary=glossary, base=base, config=config, cache_dir=Path(scratch, "cache"))
+        loaded, collator, plan = setup.base, setup.collator, setup.plan
+        splits, config = setup.data.splits, replace(setup.data.config, report_to=())
         passages = shown_passages(_with_terms_first(splits["train"], show), collator, count=show)
         torch.manual_seed(config.seed)
         model = add_adapter(loaded, config.adapter)

@@ -1,10 +1,10 @@
-"""What a run is made of: the base, the terms and the trainer."""
+"""What a run is made of: the base, the data and the trainer."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from t5refine_peft.evaluation.evaluate import TermTest
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.training.checkpoints import RunDirectory
+from t5refine_peft.training.data import TrainingData, training_data
 from t5refine_peft.training.health import HealthCallback
 from t5refine_peft.training.planning import plan_training
 from t5refine_peft.training.processes import local_device, micro_batches
@@ -43,26 +44,74 @@ def check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def load_planned(
+@dataclass(frozen=True, kw_only=True)
+class RunSetup:
+    """What a run starts from.
+
+    Attributes:
+        base: loaded, and stored as the plan of its memory says.
+        data: the splits, and the configuration as it was resolved.
+        collator: masks them.
+        plan: of the memory, for the passages that are there; see `plan_training`.
+    """
+
+    base: Base
+    data: TrainingData
+    collator: DataCollatorForTermCorruption
+    plan: MemoryPlan | None
+
+
+def set_up(
+    corpus: Corpus | DatasetDict,
+    *,
+    glossary: str | Path | Glossary | Iterable[str] | None,
+    base: str | Path | Base,
+    config: TrainingConfig,
+    cache_dir: str | Path | None = None,
+) -> RunSetup:
+    """Plan the memory, load the base, and prepare the corpus.
+
+    Args:
+        corpus: this, glossary, base and config: see `train_adapter`.
+        glossary: see there.
+        base: see there.
+        config: see there.
+        cache_dir: see `prepare_corpus`.
+
+    Raises:
+        RefineError: see `Glossary`, `plan_training`, `load_base` and `training_data`.
+    """
+    terms = _read_terms(glossary)
+    loaded, plan = _load_planned(base, config, corpus)
+    data = training_data(
+        corpus,
+        vocabulary=loaded.vocabulary,
+        glossary=terms,
+        config=replace(config, quantization=loaded.quantization),
+        cache_dir=cache_dir,
+    )
+    collator = DataCollatorForTermCorruption(
+        loaded.vocabulary,
+        data.config.corruption,
+        seed=data.config.seed,
+        term_weights=terms.weights if terms else None,
+    )
+    plan = plan and plan_training(loaded, data.config, data.splits)  # now that the passages are there
+    return RunSetup(base=loaded, data=data, collator=collator, plan=plan)
+
+
+def _load_planned(
     base: str | Path | Base, config: TrainingConfig, corpus: Corpus | DatasetDict
 ) -> tuple[Base, MemoryPlan | None]:
-    """The base, stored as the plan of its memory says, and that plan."""
     device = config.device or local_device()
     plan = plan_training(base, replace(config, device=device), corpus)
     if isinstance(base, Base):
-        loaded = base
-    else:
-        quantization = config.quantization if plan is None else plan.quantization
-        loaded = load_base(base, quantization=quantization, device=device, precision=config.precision)
-    return loaded, plan
+        return base, plan
+    quantization = config.quantization if plan is None else plan.quantization
+    return load_base(base, quantization=quantization, device=device, precision=config.precision), plan
 
 
-def read_terms(glossary: str | Path | Glossary | Iterable[str] | None) -> Glossary | None:
-    """The terms, however they were given.
-
-    Raises:
-        RefineError: see `Glossary`.
-    """
+def _read_terms(glossary: str | Path | Glossary | Iterable[str] | None) -> Glossary | None:
     if glossary is None or isinstance(glossary, Glossary):
         return glossary
     return Glossary.load(glossary) if isinstance(glossary, str | Path) else Glossary(glossary)

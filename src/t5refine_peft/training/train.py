@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,7 +14,6 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from t5refine_peft.config import TrainingConfig
-from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
 from t5refine_peft.corpus.glossary import Glossary
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
@@ -36,12 +35,11 @@ from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
 from t5refine_peft.storage import atomic_directory, check_writable, recover
 from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
-from t5refine_peft.training.data import training_data
 from t5refine_peft.training.interrupt import InterruptCallback
-from t5refine_peft.training.planning import capped_memory, plan_training
+from t5refine_peft.training.planning import capped_memory
 from t5refine_peft.training.processes import is_first_process, process_count
 from t5refine_peft.training.record import save_as_given
-from t5refine_peft.training.setup import build_trainer, check_trackers, load_planned, read_terms
+from t5refine_peft.training.setup import build_trainer, check_trackers, set_up
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 _NO_BEARING = {"device", "memory_bytes", "report_to", "save_steps"}
@@ -121,16 +119,10 @@ def train_adapter(
     if is_first_process():
         check_writable(target.parent)
         check_writable(run.path.parent)
-    terms = read_terms(glossary)
-    loaded, plan = load_planned(base, config, corpus)
-    config = replace(config, quantization=loaded.quantization)
-    data = training_data(corpus, vocabulary=loaded.vocabulary, glossary=terms, config=config)
+    setup = set_up(corpus, glossary=glossary, base=base, config=config)
+    loaded, data, collator, plan = setup.base, setup.data, setup.collator, setup.plan
     splits, config = data.splits, data.config
-    plan = plan and plan_training(loaded, config, splits)  # now that the passages are there
     checkpoint = _begin(run, target, _identity(splits, data.glossary_fingerprint, loaded, config), resume)
-    collator = DataCollatorForTermCorruption(
-        loaded.vocabulary, config.corruption, seed=config.seed, term_weights=terms.weights if terms else None
-    )
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
     with capped_memory(plan, loaded.device):
         base_answers = answer_terms(loaded.model, loaded, test, collator)
