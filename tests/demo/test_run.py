@@ -19,7 +19,7 @@ def result(adapters) -> DemoResult:
 def test_each_adapter_restores_more_of_its_domains_terms_than_the_base_and_the_other_adapter(result):
     assert result.seconds < 180
     for name, domain in result.domains.items():
-        assert domain.adapter_term_exact_match >= domain.base_term_exact_match + 0.2, name
+        assert domain.adapter_term_exact_match >= domain.base_term_exact_match + 0.3, name
         assert domain.other_adapter_term_exact_match < domain.base_term_exact_match + 0.05, name
         assert domain.adapter_bytes <= 2_000_000, name
     for example in result.examples:
