@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -35,7 +35,6 @@ import torch
 from peft import PeftModel
 
 from t5refine_peft import CorruptionConfig, DataCollatorForTermCorruption, Glossary, Restorer, load_base, train_adapter
-from t5refine_peft.config import TrainingConfig
 from t5refine_peft.corpus.preparation import prepare_rows
 from t5refine_peft.demo.generator import Subject
 from t5refine_peft.demo.run import BASE, DEMO_CONFIG
@@ -123,7 +122,6 @@ def _train(name: str, subject: Subject, base: Base, work: Path, max_steps: int) 
             "test": list(subject.documents(50, split="test", seed=0)),
         }.items()
     }
-    changed = {"max_steps": max_steps, "eval_steps": max(1, max_steps // 2), "device": str(base.device)}
     train_adapter(
         datasets.DatasetDict(rows),
         domain=name,
@@ -131,7 +129,7 @@ def _train(name: str, subject: Subject, base: Base, work: Path, max_steps: int) 
         base=base,
         adapters_dir=work / "adapters",
         runs_dir=work / "runs",
-        config=TrainingConfig(**{**DEMO_CONFIG.__dict__, **changed}),
+        config=replace(DEMO_CONFIG, max_steps=max_steps, eval_steps=max(1, max_steps // 2), device=str(base.device)),
     )
 
 

@@ -38,6 +38,9 @@ def evaluate(
 ) -> None:
     """Put the same questions to a base and its adapters, and compare what they restore.
 
+    A term that stands several times in a passage is masked everywhere in half of the questions, and once in the others;
+    what `train` reports is of terms masked everywhere, so its figures are a little different.
+
     Example: t5refine evaluate --data prepared --base builtin:mt5-mini --adapter cardiology --output report.html
     """
     options.stay_offline(offline)

@@ -80,7 +80,7 @@ def plan_as_json(plan: MemoryPlan) -> dict[str, object]:
 
 def plan_lines(plan: MemoryPlan) -> Iterator[str]:
     """A plan of the memory: the verdict, and below it what each part takes."""
-    yield _line(plan)
+    yield from _verdict(plan)
     for name, size in plan.parts.items():
         yield f"  {name.removesuffix('_bytes').replace('_', ' '):16}{size / 2**20:10.1f} MiB"
     yield f"  {'peak':16}{plan.total_bytes / 2**20:10.1f} MiB (a live layer or the loss, whichever is larger)"
@@ -98,12 +98,13 @@ def _row(plan: MemoryPlan) -> tuple[str, ...]:
     return plan.base, verdict, size, scheme.linear, scheme.head, str(plan.batch), recomputed
 
 
-def _line(plan: MemoryPlan) -> str:
+def _verdict(plan: MemoryPlan) -> Iterator[str]:
     from t5refine_peft.modeling.memory import describe
 
     verdict = "fits" if plan.fits else "does not fit"
-    return (
-        f"{plan.base}: {verdict}, {plan.total_bytes / 2**30:.2f} of {plan.budget_bytes / 2**30:.2f} GiB; "
-        f"{describe(plan.quantization)}; {plan.batch} x {plan.input_tokens} -> {plan.label_tokens} tokens at once; "
+    yield f"{plan.base}: {verdict}, {plan.total_bytes / 2**30:.2f} of {plan.budget_bytes / 2**30:.2f} GiB"
+    yield f"  {describe(plan.quantization)}"
+    yield (
+        f"  {plan.batch} x {plan.input_tokens} -> {plan.label_tokens} tokens at once, "
         f"{plan.checkpointed_blocks} of {plan.blocks} blocks recomputed"
     )

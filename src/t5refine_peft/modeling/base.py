@@ -89,9 +89,7 @@ def load_base(
     record = read_record(directory)
     files = [directory / WEIGHTS_FILE] if record else weight_files(directory)
     Vocabulary.load(directory)  # a missing tokenizer is told before gigabytes are read
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise RefineError(f"device {device}: PyTorch sees no GPU here; take --device cpu, or see t5refine doctor")
+    target = choose_device(device)
     placement = Placement(
         quantization=_agreed(quantization, record, directory),
         precision=choose_precision(target) if precision == "auto" else precision,
@@ -111,6 +109,18 @@ def load_base(
         precision=placement.precision,
         quantization=placement.quantization,
     )
+
+
+def choose_device(device: str | None) -> torch.device:
+    """The device asked for; with None the GPU where PyTorch sees one.
+
+    Raises:
+        RefineError: a GPU is asked for, and there is none.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise RefineError(f"device {device}: PyTorch sees no GPU here; take --device cpu, or see t5refine doctor")
+    return chosen
 
 
 def save_quantized(base: Base, directory: str | Path) -> None:

@@ -73,5 +73,5 @@ def _not_from_hub(name: str, error: Exception) -> RefineError:
         )
     return RefineError(
         f"{name} is no local directory, and the hub could not give it ({type(error).__name__}); check the name and the "
-        "connection, or download the model and give --base its directory"
+        "connection, or give --base a model's directory, or builtin:mt5-mini, the small base for trying things out"
     )

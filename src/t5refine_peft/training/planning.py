@@ -14,7 +14,7 @@ from datasets import DatasetDict
 from t5refine_peft.config import Quantization, TrainingConfig
 from t5refine_peft.corpus.reading import Corpus
 from t5refine_peft.errors import RefineError
-from t5refine_peft.modeling.base import Base
+from t5refine_peft.modeling.base import Base, choose_device
 from t5refine_peft.modeling.memory import GPU_CONTEXT_BYTES, MemoryPlan, plan_memory
 from t5refine_peft.modeling.precision import choose_precision
 from t5refine_peft.modeling.stored import read_record
@@ -34,7 +34,7 @@ def plan_training(
     Raises:
         RefineError: it does not fit, with the plan's advice.
     """
-    device = base.device if isinstance(base, Base) else torch.device(config.device or _default_device())
+    device = base.device if isinstance(base, Base) else choose_device(config.device)
     if config.memory_bytes is None and device.type != "cuda":
         return None
     plan = _plan(base, config, device, config.memory_bytes or _own_and_free_bytes(device), corpus)
@@ -97,7 +97,3 @@ def _own_and_free_bytes(device: torch.device) -> int:
     """What a GPU has free, with what this process holds of it already: its context, and perhaps a loaded base."""
     free: int = torch.cuda.mem_get_info(device)[0]
     return free + torch.cuda.memory_reserved(device) + GPU_CONTEXT_BYTES
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
