@@ -3,8 +3,7 @@
 from peft import PeftModel
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from t5refine_peft import TrainingConfig, train_adapter
-from t5refine_peft.modeling.location import base_directory
+from t5refine_peft import TrainingConfig, base_directory, train_adapter
 
 texts = [f"Case {n}: the patient with heart failure takes furosemide, {n} mg a day." for n in range(60)]
 terms = ["heart failure", "furosemide"]

@@ -5,6 +5,7 @@ from transformers import PrinterCallback, Seq2SeqTrainer, Seq2SeqTrainingArgumen
 
 from t5refine_peft import (
     CorruptionConfig,
+    CorruptionDataset,
     DataCollatorForTermCorruption,
     DelayedEarlyStoppingCallback,
     Glossary,
@@ -12,7 +13,6 @@ from t5refine_peft import (
     load_base,
     prepare_dataset,
 )
-from t5refine_peft.corpus.collator import CorruptionDataset
 
 texts = [f"Case {n}: the patient with heart failure takes furosemide, {n} mg a day." for n in range(60)]
 

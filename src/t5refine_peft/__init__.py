@@ -13,18 +13,26 @@ from t5refine_peft.offline import keep_bitsandbytes_offline, send_no_telemetry
 if TYPE_CHECKING:
     from t5refine_peft.config import AdapterConfig, CorruptionConfig, Quantization, RunConfig, TrainingConfig
     from t5refine_peft.config_file import load_config, save_config
-    from t5refine_peft.corpus.collator import DataCollatorForTermCorruption
+    from t5refine_peft.corpus.collator import CorruptionDataset, DataCollatorForTermCorruption
     from t5refine_peft.corpus.glossary import Glossary
     from t5refine_peft.corpus.preparation import prepare_dataset
     from t5refine_peft.errors import RefineError
     from t5refine_peft.evaluation.evaluate import evaluate
+    from t5refine_peft.evaluation.questions import QuestionSet
     from t5refine_peft.evaluation.scores import EvaluationReport
-    from t5refine_peft.modeling.base import load_base
+    from t5refine_peft.modeling.base import load_base, save_quantized
+    from t5refine_peft.modeling.location import base_directory
     from t5refine_peft.modeling.loss import frozen_head_cross_entropy
     from t5refine_peft.modeling.memory import MemoryPlan, plan_memory
     from t5refine_peft.registry import AdapterRegistry
+    from t5refine_peft.restoration.decoding import Decoding
     from t5refine_peft.restoration.restorer import Restoration, Restorer
-    from t5refine_peft.training.callbacks import DelayedEarlyStoppingCallback, ProgressCallback
+    from t5refine_peft.training.callbacks import (
+        DelayedEarlyStoppingCallback,
+        HealthCallback,
+        InterruptCallback,
+        ProgressCallback,
+    )
     from t5refine_peft.training.recipes import recipe
     from t5refine_peft.training.rehearsal import Rehearsal, rehearse_training
     from t5refine_peft.training.train import TrainResult, train_adapter
@@ -33,29 +41,36 @@ _HOMES = {
     "AdapterConfig": "config",
     "AdapterRegistry": "registry",
     "CorruptionConfig": "config",
+    "CorruptionDataset": "corpus.collator",
     "DataCollatorForTermCorruption": "corpus.collator",
+    "Decoding": "restoration.decoding",
     "DelayedEarlyStoppingCallback": "training.callbacks",
     "EvaluationReport": "evaluation.scores",
     "Glossary": "corpus.glossary",
+    "HealthCallback": "training.callbacks",
+    "InterruptCallback": "training.callbacks",
     "MemoryPlan": "modeling.memory",
-    "Quantization": "config",
     "ProgressCallback": "training.callbacks",
+    "Quantization": "config",
+    "QuestionSet": "evaluation.questions",
     "RefineError": "errors",
     "Rehearsal": "training.rehearsal",
     "Restoration": "restoration.restorer",
-    "RunConfig": "config",
     "Restorer": "restoration.restorer",
+    "RunConfig": "config",
     "TrainResult": "training.train",
     "TrainingConfig": "config",
-    "frozen_head_cross_entropy": "modeling.loss",
+    "base_directory": "modeling.location",
     "evaluate": "evaluation.evaluate",
+    "frozen_head_cross_entropy": "modeling.loss",
     "load_base": "modeling.base",
     "load_config": "config_file",
+    "plan_memory": "modeling.memory",
+    "prepare_dataset": "corpus.preparation",
     "recipe": "training.recipes",
     "rehearse_training": "training.rehearsal",
     "save_config": "config_file",
-    "plan_memory": "modeling.memory",
-    "prepare_dataset": "corpus.preparation",
+    "save_quantized": "modeling.base",
     "train_adapter": "training.train",
 }
 
@@ -63,13 +78,18 @@ __all__ = [
     "AdapterConfig",
     "AdapterRegistry",
     "CorruptionConfig",
+    "CorruptionDataset",
     "DataCollatorForTermCorruption",
+    "Decoding",
     "DelayedEarlyStoppingCallback",
     "EvaluationReport",
     "Glossary",
+    "HealthCallback",
+    "InterruptCallback",
     "MemoryPlan",
     "ProgressCallback",
     "Quantization",
+    "QuestionSet",
     "RefineError",
     "Rehearsal",
     "Restoration",
@@ -77,6 +97,7 @@ __all__ = [
     "RunConfig",
     "TrainResult",
     "TrainingConfig",
+    "base_directory",
     "evaluate",
     "frozen_head_cross_entropy",
     "load_base",
@@ -86,6 +107,7 @@ __all__ = [
     "recipe",
     "rehearse_training",
     "save_config",
+    "save_quantized",
     "train_adapter",
 ]
 
