@@ -9,5 +9,5 @@ if [ ! -e "$domain-terms.txt" ]; then
 fi
 t5refine prepare "$folder" --terms "$domain-terms.txt" --base "$base" --output "$domain-prepared"
 t5refine train "$domain-prepared" --domain "$domain" --base "$base" ${STEPS:+--max-steps "$STEPS"}
-t5refine evaluate --data "$domain-prepared" --base "$base" --adapter "$domain" --output "$domain-report.html"
+t5refine evaluate --data "$domain-prepared" --adapter "$domain" --output "$domain-report.html"
 t5refine adapters pack "$domain"

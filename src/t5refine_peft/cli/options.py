@@ -35,7 +35,11 @@ BaseOrNone = Annotated[
     ),
 ]
 CardBase = Annotated[
-    str | None, typer.Option("--base", help="The adapter's base; by default the one that its card names.")
+    str | None,
+    typer.Option(
+        "--base",
+        help="A model directory, a hub id, or builtin:mt5-mini; by default the one that the adapter's card names.",
+    ),
 ]
 AdaptersDir = Annotated[Path, typer.Option(help="The directory of the adapters.")]
 AdaptersDirOrNone = Annotated[
@@ -59,6 +63,19 @@ MemoryOrNone = Annotated[
     str | None, typer.Option("--memory", help="As in t5refine plan; by default what the GPU has free.")
 ]
 Seed = Annotated[int, typer.Option(help="Of the split, the masks and the order.")]
+
+
+def base_for(adapter: str | None, adapters_dir: Path) -> str:
+    """The base to take where none is given: the one that the adapter's card names, without an adapter the default.
+
+    Raises:
+        RefineError: there is no such adapter, or its card names no base.
+    """
+    if adapter is None:
+        return config.RunConfig.base
+    from t5refine_peft.registry import AdapterRegistry
+
+    return AdapterRegistry(adapters_dir).base_of(adapter)
 
 
 def stay_offline(offline: bool) -> None:

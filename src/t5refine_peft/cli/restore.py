@@ -31,7 +31,7 @@ def restore(
     adapter: Annotated[
         str | None, typer.Option(help="The domain's adapter; without it the base answers alone.")
     ] = None,
-    base: options.Base = "google/mt5-base",
+    base: options.CardBase = None,
     adapters_dir: options.AdaptersDir = Path("adapters"),
     gap: Annotated[
         str | None, typer.Option(help="The only mark that stands for a gap, instead of the usual ones.")
@@ -70,7 +70,7 @@ def restore(
 
     A line of a .jsonl file may name its own adapter in the field "adapter".
 
-    Example: t5refine restore "Iron test showed ___." --adapter cardiology --base builtin:mt5-mini
+    Example: t5refine restore "Iron test showed ___." --adapter cardiology
     """
     options.stay_offline(offline)
     if (text is None) == (file is None):
@@ -103,6 +103,7 @@ def restore(
         "batch_tokens": batch_tokens,
     }
     scheme = options.parse_quantization(quantization)
+    base = base or options.base_for(adapter, adapters_dir)
     restorer = Restorer(base, adapters_dir=adapters_dir, quantization=scheme, device=device)
     if adapter is not None:
         restorer.load_adapter(adapter)
