@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -48,7 +48,6 @@ def edit_distance(one: str, other: str) -> int:
     return row[-1]
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.tuples(st.text("abc心 ", min_size=1), st.text("abc心 ")), min_size=1, max_size=6))
 def test_character_error_rate_agrees_with_the_table(pairs):
     truths, answers = zip(*pairs, strict=True)
@@ -135,7 +134,6 @@ def exact_p_value(differences: list[int]) -> float:
     return float(min(1.0, 2 * min(above, below)))
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(GAPS)
 def test_the_paired_test_agrees_with_counting_all_swaps(gaps):
     first, second, documents = map(list, zip(*gaps, strict=True))
@@ -169,7 +167,6 @@ def test_calibration_by_hand():
     assert metrics.calibration([], []) == []
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
 def test_calibration_error_agrees_with_a_histogram(scored):
     scores, right = map(list, zip(*scored, strict=True))
@@ -179,7 +176,6 @@ def test_calibration_error_agrees_with_a_histogram(scored):
     assert metrics.calibration_error(metrics.calibration(scores, right)) == pytest.approx(expected, abs=1e-9)
 
 
-@settings(deadline=None)  # a busy machine is no fault
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50))
 def test_accuracy_at_full_coverage_is_accuracy(scored):
     scores, right = map(list, zip(*scored, strict=True))
