@@ -6,7 +6,14 @@ import pytest
 
 from t5refine_peft import Glossary, RefineError
 from t5refine_peft.demo.generator import Subject
-from t5refine_peft.demo.texts import DOMAINS, export_texts, held_out_documents, load_domain, training_documents
+from t5refine_peft.demo.texts import (
+    DOMAINS,
+    export_texts,
+    held_out_documents,
+    load_domain,
+    training_documents,
+    validation_documents,
+)
 
 EVERYDAY = Path(__file__).parents[2] / "benchmarks" / "everyday"
 
@@ -26,7 +33,9 @@ def test_a_demo_domain_has_terms_and_documents_enough(name: str):
 def test_held_out_documents_say_known_facts_in_new_words(name: str):
     domain = load_domain(name)
     known = "\n".join(training_documents(domain))
-    for document in held_out_documents(domain):
+    held_out, validation = held_out_documents(domain), validation_documents(domain)
+    assert not set(held_out) & set(validation)
+    for document in held_out + validation:
         assert document not in known
     for table in domain.tables:
         assert table.test_sentences

@@ -13,7 +13,7 @@ from t5refine_peft.storage import atomic_directory, free_path
 DOMAINS = ("cardiology", "contract_law")
 
 TRAIN_DOCUMENTS = 1200
-VALIDATION_DOCUMENTS = 60
+VALIDATION_DOCUMENTS = 200
 TEST_DOCUMENTS = 150
 DAMAGED_DOCUMENTS = 20
 
@@ -31,8 +31,10 @@ def training_documents(domain: Subject) -> list[str]:
 
 
 def validation_documents(domain: Subject) -> list[str]:
-    """Documents in the training wordings, for choosing the best checkpoint."""
-    return list(domain.documents(VALIDATION_DOCUMENTS, split="train", seed=_SEED + 1))
+    """Documents in the test's wordings, none of them of the test, to choose the best checkpoint and fit the scores."""
+    test = set(held_out_documents(domain))
+    documents = domain.documents(VALIDATION_DOCUMENTS, split="test", seed=_SEED + 1)
+    return [text for text in documents if text not in test]
 
 
 def held_out_documents(domain: Subject) -> list[str]:

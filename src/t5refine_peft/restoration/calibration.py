@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 TEMPERATURES: tuple[float, ...] = tuple(float(value) for value in np.geomspace(0.25, 8.0, 61))
-"""Those that are tried, 6% apart."""
+"""Those that answers are scored at, 6% apart."""
+_BETWEEN = 10
+"""Temperatures that are tried for each of them: in between, log-probabilities are interpolated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +45,14 @@ def fit_temperature(log_probabilities: np.ndarray, right: np.ndarray) -> float:
         right: (answers,) bool.
 
     Returns:
-        The one of `TEMPERATURES` with the least log-loss; 1 where there is no answer.
+        The one with the least log-loss, to 0.6%; 1 where there is no answer.
     """
     if not len(right):
         return 1.0
-    logs = np.minimum(log_probabilities.astype(np.float64), -1e-9)
-    losses = -np.where(right[:, None], logs, np.log(-np.expm1(logs))).mean(0)
-    return TEMPERATURES[int(np.argmin(losses))]
+    places = np.arange((len(TEMPERATURES) - 1) * _BETWEEN + 1) / _BETWEEN
+    known = np.arange(len(TEMPERATURES))
+    losses = np.zeros(len(places))
+    for row, hit in zip(np.minimum(log_probabilities.astype(np.float64), -1e-9), right, strict=True):
+        logs = np.interp(places, known, row)
+        losses -= logs if hit else np.log(-np.expm1(logs))
+    return float(np.exp(np.interp(places[int(np.argmin(losses))], known, np.log(TEMPERATURES))))
