@@ -90,3 +90,10 @@ def test_a_word_document(restore, tmp_path: Path):
 )
 def test_options_that_exclude_each_other(restore, arguments):
     assert restore(*arguments).exit_code == 2
+
+
+def test_a_text_keeps_its_own_line_ends_and_bytes(restore):
+    result = restore(b"caf\xe9 ___\r\n".decode("utf-8", "surrogateescape"))
+    assert result.stdout_bytes.startswith(b"caf\xe9 ")
+    assert result.stdout_bytes.endswith(b"\r\n\n")
+    assert result.stdout_bytes.count(b"\n") == 2

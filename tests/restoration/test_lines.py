@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from t5refine_peft import RefineError, Restorer, load_base
 from t5refine_peft.restoration import lines as module
-from t5refine_peft.restoration.lines import json_lines, restore_lines, text_lines
+from t5refine_peft.restoration.arrivals import arriving
+from t5refine_peft.restoration.lines import Line, as_bytes, json_lines, restore_lines, text_lines
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +80,60 @@ def test_memory_does_not_grow_with_the_file(restorer, monkeypatch):
     taken.clear()
     next(restore_lines(restorer, text_lines(endless(), source="x")))
     assert len(taken) == 2
+
+
+def test_a_stream_is_answered_while_it_is_open(restorer):
+    read, write = os.pipe()
+    with open(read, "rb") as source, open(write, "wb", buffering=0) as sink:
+        results = restore_lines(restorer, text_lines(source, source="x"), live=True, max_gap_tokens=2)
+        for number in (1, 2):
+            sink.write(f"line {number} ___\n".encode())
+            assert next(results).as_text().startswith(f"line {number}".encode())
+        sink.write(b"c\n" * 700 + b"\xff\n")
+        sink.close()
+        rest = list(results)
+    assert [result.line.number for result in rest] == list(range(3, 704))
+    assert [result.error is None for result in rest] == [True] * 700 + [False]
+
+
+def test_a_stream_is_not_read_far_ahead_and_its_reader_ends_with_its_listener():
+    taken = []
+    done = threading.Event()
+
+    def endless():
+        try:
+            while True:
+                taken.append(None)
+                yield Line(number=len(taken), raw=b"", text="x")
+        finally:
+            done.set()
+
+    parts = arriving(endless(), count=4, characters=100)
+    assert next(parts)[0].number == 1
+    assert len(taken) <= 1 + 4 + 4 + 1  # out of the queue, in it, and in the reader's hand
+    parts.close()
+    assert done.wait(10)
+
+
+def test_what_a_stream_raises_comes_behind_the_lines_before():
+    def broken():
+        yield Line(number=1, raw=b"", text="x")
+        raise OSError("the pipe is gone")
+
+    parts = arriving(broken(), count=4, characters=100)
+    assert [line.number for line in next(parts)] == [1]
+    with pytest.raises(OSError, match="the pipe is gone"):
+        next(parts)
+
+
+def test_a_number_that_python_does_not_read_is_its_lines_fault_alone(restorer):
+    raw = [b'{"text": "a", "n": ' + b"1" * 5000 + b"}\n", b'{"text": "b", "adapter": ""}\n', b'{"text": "c"}\n']
+    results = list(restore_lines(restorer, json_lines(raw, source="x")))
+    assert results[0].error == "x, line 1: expected a JSON object, found one with a number that is too long"
+    assert results[1].error.startswith("x, line 2: '' can't name an adapter")
+    assert results[2].restoration.text == "c"
+
+
+def test_half_characters_are_written_as_the_bytes_that_they_stand_for():
+    assert as_bytes(b"caf\xe9".decode("utf-8", "surrogateescape")) == b"caf\xe9"
+    assert as_bytes("\ud83d") == b"\xed\xa0\xbd"

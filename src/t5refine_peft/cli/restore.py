@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -149,18 +150,30 @@ class _Told:
             yield result
 
 
+def _standard_input() -> IO[bytes]:
+    """Standard input with a buffer of its own.
+
+    A thread may be waiting in it when the program ends, and Python can't end while one holds `sys.stdin`.
+    """
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except UnsupportedOperation:  # it is no file: a caller's own stream
+        return sys.stdin.buffer
+
+
 def _results(
     restorer: Restorer, text: str | None, file: Path | None, strict: bool, chosen: dict[str, Any]
 ) -> Iterator[LineResult]:
-    from t5refine_peft.restoration.lines import Line, json_lines, restore_lines, text_lines
+    from t5refine_peft.restoration.lines import Line, as_bytes, json_lines, restore_lines, text_lines
 
+    if file is None and text == "-":
+        piped = text_lines(_standard_input(), source="standard input")
+        yield from restore_lines(restorer, piped, strict=strict, live=True, **chosen)
+        return
     if file is None:
-        if text == "-":
-            lines: Iterable[Line] = text_lines(sys.stdin.buffer, source="standard input")
-        else:
-            raw = (text or "").encode("utf-8", "surrogateescape") + b"\n"
-            lines = [Line(number=1, raw=raw, text=text or "")]
-        yield from restore_lines(restorer, lines, strict=strict or text != "-", **chosen)
+        text = text or ""
+        line = Line(number=1, raw=as_bytes(text) + b"\n", text=text, end=b"\n")
+        yield from restore_lines(restorer, [line], strict=True, **chosen)
         return
     read = json_lines if file.suffix.lower() == ".jsonl" else text_lines
     size = file.stat().st_size

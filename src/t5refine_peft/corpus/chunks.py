@@ -6,12 +6,15 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol, TypeVar
 
 
-class _HasText(Protocol):
+class HasText(Protocol):
+    """What is counted by its text."""
+
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """The text."""
 
 
-_Item = TypeVar("_Item", bound=_HasText)
+_Item = TypeVar("_Item", bound=HasText)
 
 
 def in_chunks(items: Iterable[_Item], *, characters: int, count: int | None = None) -> Iterator[list[_Item]]:

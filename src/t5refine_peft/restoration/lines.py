@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from t5refine_peft.corpus.chunks import in_chunks
 from t5refine_peft.errors import RefineError
+from t5refine_peft.restoration.arrivals import arriving
 from t5refine_peft.restoration.restorer import RestoreOptions, Restorer
 from t5refine_peft.restoration.results import Restoration
 
@@ -29,6 +30,8 @@ class Line:
     """File and line, for messages."""
     text: str = ""
     """Without its end."""
+    end: bytes = b""
+    """What ends the line."""
     row: dict[str, Any] | None = None
     """The object, where the line is JSON."""
     adapter: str | None = None
@@ -49,8 +52,7 @@ class LineResult:
         """The restored line with its end; the line as it was where it failed."""
         if self.restoration is None:
             return self.line.raw
-        content = self.line.raw.rstrip(b"\r\n")
-        return self.restoration.text.encode("utf-8", "surrogatepass") + self.line.raw[len(content) :]
+        return as_bytes(self.restoration.text) + self.line.end
 
     def as_json(self) -> bytes:
         """An object in a line: the line's own fields with text and gaps; where it failed, its number and the reason."""
@@ -61,16 +63,25 @@ class LineResult:
         return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
+def as_bytes(text: str) -> bytes:
+    """`text` in UTF-8; half characters that stand for bytes which were no UTF-8 become those bytes again."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # halves of pairs, as JSON can spell them
+        return text.encode("utf-8", "surrogatepass")
+
+
 def text_lines(stream: Iterable[bytes], *, source: str) -> Iterator[Line]:
     """Lines of plain text, UTF-8; `source` names it in messages."""
     for number, raw in enumerate(stream, start=1):
         where = f"{source}, line {number}"
+        content = raw.rstrip(b"\r\n")
         try:
-            text = raw.rstrip(b"\r\n").decode("utf-8")
+            text = content.decode("utf-8")
         except UnicodeDecodeError as error:
             yield Line(number=number, raw=raw, error=f"{where}: expected UTF-8, found {error.reason}; convert it first")
         else:
-            yield Line(number=number, raw=raw, where=where, text=text)
+            yield Line(number=number, raw=raw, where=where, text=text, end=raw[len(content) :])
 
 
 def json_lines(stream: Iterable[bytes], *, source: str) -> Iterator[Line]:
@@ -90,6 +101,8 @@ def _json_line(line: Line) -> Line:
         row = json.loads(line.text.removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         return failed(f"expected a JSON object, found {error.msg}")
+    except ValueError:  # Python reads no number of more than 4,300 digits
+        return failed("expected a JSON object, found one with a number that is too long")
     except RecursionError:
         return failed("expected a JSON object, found one that is nested too deep")
     if not isinstance(row, dict) or not any(isinstance(row.get(field), str) for field in _FIELDS):
@@ -102,7 +115,12 @@ def _json_line(line: Line) -> Line:
 
 
 def restore_lines(
-    restorer: Restorer, lines: Iterable[Line], *, strict: bool = False, **options: Unpack[RestoreOptions]
+    restorer: Restorer,
+    lines: Iterable[Line],
+    *,
+    strict: bool = False,
+    live: bool = False,
+    **options: Unpack[RestoreOptions],
 ) -> Iterator[LineResult]:
     """Restore lines in order, a few hundred at once.
 
@@ -110,6 +128,7 @@ def restore_lines(
         restorer: the model.
         lines: of `text_lines` or `json_lines`.
         strict: raise at the first line that fails.
+        live: answer what has arrived as soon as `lines` keeps one waiting, as a pipe does that stays open.
         options: as `Restorer.restore` takes them; `adapter` is for lines that name none.
 
     Raises:
@@ -118,7 +137,8 @@ def restore_lines(
     adapter = options.pop("adapter", None)
     if not isinstance(adapter, str | None):
         raise RefineError("lines take one adapter for those that name none")
-    for part in in_chunks(lines, characters=_CHARACTERS_AT_ONCE, count=_LINES_AT_ONCE):
+    cut = arriving if live else in_chunks
+    for part in cut(lines, characters=_CHARACTERS_AT_ONCE, count=_LINES_AT_ONCE):
         good = [line for line in part if line.error is None]
         done = _restore(restorer, good, adapter, options)
         for line in part:
@@ -132,7 +152,7 @@ def _restore(
     restorer: Restorer, lines: Sequence[Line], adapter: str | None, options: RestoreOptions
 ) -> Iterator[LineResult]:
     """All lines together; if that fails, each by itself, so that only those fail that must."""
-    own: RestoreOptions = {**options, "adapter": [line.adapter or adapter for line in lines]}
+    own: RestoreOptions = {**options, "adapter": [adapter if line.adapter is None else line.adapter for line in lines]}
     try:
         found = restorer.restore([line.text for line in lines], **own)
     except RefineError as error:

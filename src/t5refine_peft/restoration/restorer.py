@@ -204,6 +204,9 @@ class Restorer:
         if not 0 <= min_score <= 1:
             raise RefineError(f"min_score must lie between 0 and 1, found {min_score}")
         adapters = self._adapters(adapter, len(texts))
+        for name in dict.fromkeys(adapters):  # even where a text has no gap for it to answer
+            if name is not None:
+                self._pool.fit(name)
         places = _places(texts, gap, gaps)
         if detect:
             found = self._reader.find_damage(
@@ -248,10 +251,10 @@ class Restorer:
     def _adapters(self, adapter: str | Sequence[str | None] | None, count: int) -> list[str | None]:
         default = None if self._is_disabled else self._default
         if adapter is None or isinstance(adapter, str):
-            return [adapter or default] * count
+            return [default if adapter is None else adapter] * count
         if len(adapter) != count:
             raise RefineError(f"adapter must be one name or one for each text: expected {count}, found {len(adapter)}")
-        return [name or default for name in adapter]
+        return [default if name is None else name for name in adapter]
 
 
 def _place(gap: Gap) -> tuple[int, int]:
