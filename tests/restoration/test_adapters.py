@@ -151,6 +151,44 @@ def test_the_least_recently_used_adapter_makes_room(tiny_base: Path, adapters: P
         tight.load_adapter("heart")
 
 
+def test_an_adapter_in_use_stays(tiny_base: Path, adapters: Path):
+    """With room for one at a time, a call within `using` neither drops its adapter nor answers with the base."""
+    restorer = Restorer(full_precision(tiny_base), adapters_dir=adapters)
+    restorer._pool._limit_bytes = restorer._pool.fit("tax").memory_bytes
+    with restorer.using("heart") as model, torch.inference_mode():
+        first = model(input_ids=IDS, decoder_input_ids=IDS).logits
+        with pytest.raises(RefineError, match="those in use leave less of the limit"):
+            restorer.restore("a ___", adapter="tax", max_gap_tokens=2)
+        with pytest.raises(RefineError, match="the adapter 'heart' is in use"):
+            restorer.delete_adapter("heart")
+        restorer.restore("a ___", adapter="heart", max_gap_tokens=2)
+        assert torch.equal(model(input_ids=IDS, decoder_input_ids=IDS).logits, first)
+    restorer.restore("a ___", adapter="tax", max_gap_tokens=2)
+    assert restorer.adapters == ("tax",)
+
+
+def test_an_adapter_that_fails_to_load_leaves_the_others_on(tiny_base: Path, adapters: Path, monkeypatch):
+    restorer = Restorer(full_precision(tiny_base), adapters_dir=adapters)
+    heart = logits_of(restorer, "heart")
+    with monkeypatch.context() as patch:
+        patch.setattr(PeftModel, "load_adapter", lambda *_, **__: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            restorer.load_adapter("law")
+    assert torch.equal(logits_of(restorer, "heart"), heart)
+    law = logits_of(Restorer(full_precision(tiny_base), adapters_dir=adapters), "law")
+    assert torch.equal(logits_of(restorer, "law"), law)
+
+
+@pytest.mark.parametrize("number", ["1" + 400 * "0", "Infinity", "NaN", "true", '"1"'])
+@pytest.mark.parametrize("key", ["calibration.temperature", "detection.threshold"])
+def test_a_card_with_an_odd_number_is_refused(tiny_base: Path, adapters: Path, tmp_path: Path, number: str, key: str):
+    shutil.copytree(adapters / "heart", tmp_path / "x")
+    part, _, name = key.partition(".")
+    (tmp_path / "x" / "card.json").write_text(f'{{"{part}": {{"{name}": {number}}}}}')
+    with pytest.raises(RefineError, match=rf"{key} must be a number, found .{{1,60}}; train it anew"):
+        Restorer(full_precision(tiny_base), adapters_dir=tmp_path).load_adapter("x")
+
+
 def test_an_adapter_that_is_read_anew_forgets_what_the_encoder_made(tiny_base: Path, adapters: Path, tmp_path: Path):
     shutil.copytree(adapters / "heart", tmp_path / "x")
     restorer = Restorer(full_precision(tiny_base), adapters_dir=tmp_path)

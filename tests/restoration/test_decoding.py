@@ -9,7 +9,7 @@ import torch
 
 from t5refine_peft import Glossary, RefineError
 from t5refine_peft.restoration.constraints import GapLogitsProcessor, GapRule
-from t5refine_peft.restoration.decoding import Decoding, decode_at_temperatures, decode_batch, decode_gaps
+from t5refine_peft.restoration.decoding import Decoding, _longest, decode_at_temperatures, decode_batch, decode_gaps
 from t5refine_peft.restoration.encoding import EncoderCache, encode_batch
 from t5refine_peft.restoration.gaps import find_gaps
 from t5refine_peft.restoration.trie import TermTrie
@@ -78,6 +78,23 @@ def _decodes(data: bytes) -> bool:
         return len(data.decode()) == 1
     except UnicodeDecodeError:
         return False
+
+
+@pytest.mark.parametrize("rule", [GapRule(max_tokens=1), GapRule(max_tokens=5), GapRule(characters=2)])
+def test_the_longest_answers_that_the_rules_allow_are_not_cut_off(vocabulary, rule: GapRule):
+    """Of what is allowed, take a word mark, then bytes of four-byte characters, and close only where one must."""
+    rules = [rule] * 3
+    mark = int(np.flatnonzero(vocabulary.word_marked & (vocabulary.visible_characters == 0))[0])
+    byte = {int(value): n for n, value in enumerate(vocabulary.byte_values) if value >= 0}
+    wanted = [mark, byte[0xF0], byte[0x9F], byte[0x98], byte[0x80]]
+    ids = [vocabulary.sentinel_ids[0]]
+    text = set(range(len(vocabulary))) - set(vocabulary.sentinel_ids) - {vocabulary.eos_id}
+    while ids[-1] != vocabulary.eos_id:
+        may = allowed(vocabulary, ids, rules)
+        tail_is_empty = ids[-1] in vocabulary.sentinel_ids
+        order = wanted if tail_is_empty or not may & set(wanted[1:]) else wanted[1:]
+        ids.append(next((token for token in order if token in may), min(may & text or may)))
+    assert len(ids) - 1 <= _longest(rules)
 
 
 def test_exactly_so_many_characters(base):

@@ -70,6 +70,17 @@ def test_words_below_the_threshold_are_gaps_and_those_that_touch_are_one(vocabul
     scores = [-9.0 if word.gap.end <= 4 else -1.0 for word in words]
     assert damaged_gaps(words, scores, threshold=-5.0) == [Gap(0, 4, found=True)]
     assert damaged_gaps(words, scores, threshold=-10.0) == []
+    between = [Gap(0, 2, found=True), Gap(2, 4, found=True)]
+    assert damaged_gaps(words, scores, threshold=-5.0, given=[Gap(2, 2)]) == between
+
+
+def test_damage_that_is_left_open_is_told():
+    answers = [[Answer((1,), 0.3)], [Answer((2,), 0.3)]]
+    gaps = [Gap(4, 9, found=True), Gap(10, 15, found=True)]
+    said = {1: " heart", 2: " pulse"}
+    restored = put_together("the heaxt pulse", gaps, answers, decode=lambda ids: said[ids[0]], min_score=0.5)
+    assert restored.text == "the heaxt pulse"
+    assert [(gap.text, gap.found, gap.open) for gap in restored.gaps] == [("heaxt", True, True)]
 
 
 def test_the_threshold_has_the_best_f_half():

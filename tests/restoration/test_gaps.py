@@ -94,6 +94,16 @@ def test_more_gaps_than_sentinels_and_a_long_text(vocabulary):
         (" 撤销权", "依据", "请求", "撤销权"),
         (" ACE", "使用", "抑制剂", "ACE"),
         (" a  b ", "", "", "a b"),
+        (" furosemide", "\ufeff", " for", "furosemide"),
+        (" Herz", "„", "“", "Herz"),
+        (" cœur", "«", "»", "cœur"),
+        (" heart", '"', '"', "heart"),
+        (" 5", "$", " a day", "5"),
+        (" کتاب", "\u200c", " ", "کتاب"),
+        (" हिन्दी", "यह ", "भाषा", "हिन्दी "),
+        ("té", "santé".replace("é", "e\u0301"), "s", "té"),
+        ("e\u0301t", "caf", "\u0301", "e\u0301t"),
+        (" ، او", "word", " ", "، او"),
     ],
 )
 def test_a_filling_is_spaced_as_its_script_needs(filling, before, after, expected):

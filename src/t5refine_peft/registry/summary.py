@@ -39,5 +39,5 @@ def summarize(name: str, directory: Path) -> AdapterSummary:
         base=base if isinstance(base, str) else None,
         rank=layout.rank,
         weights_bytes=layout.weights_bytes,
-        term_exact_match=float(share) if isinstance(share, int | float) else None,
+        term_exact_match=float(share) if isinstance(share, int | float) and 0 <= share <= 1 else None,
     )

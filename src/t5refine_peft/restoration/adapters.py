@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.identity import identify
 from t5refine_peft.modeling.lora import load_adapted
 from t5refine_peft.registry import AdapterRegistry
+from t5refine_peft.registry.files import short
 from t5refine_peft.restoration.mixing import AdapterSwitch
 from t5refine_peft.restoration.scoring import Assign
 
@@ -76,6 +78,8 @@ class AdapterPool:
         self._loaded: OrderedDict[str, Fit] = OrderedDict()
         self._switch: AdapterSwitch | None = None
         self._chosen: str | None = None
+        self._in_use: list[str] = []
+        """By whoever holds the lock: once for each `using` that it is in."""
         self.lock = threading.RLock()
         """Held while the model is used or changed."""
 
@@ -106,12 +110,15 @@ class AdapterPool:
             self._make_room(name, fit, keep)
             if self._switch is not None:
                 self._switch.remove()
-            if self._model is None:
-                self._model = load_adapted(self._base.model, fit.path, name=peft_name(name))
-            else:
-                self._model.load_adapter(str(fit.path), adapter_name=peft_name(name))
-            self._model.eval()
-            self._take_over()
+            try:
+                if self._model is None:
+                    self._model = load_adapted(self._base.model, fit.path, name=peft_name(name))
+                else:
+                    self._model.load_adapter(str(fit.path), adapter_name=peft_name(name))
+                self._model.eval()
+            finally:  # the adapters that are there already go on, whatever became of this one
+                if self._model is not None:
+                    self._take_over()
             self._loaded[name] = fit
             return self._model
 
@@ -119,11 +126,13 @@ class AdapterPool:
         """Remove an adapter from memory.
 
         Raises:
-            RefineError: it is not there.
+            RefineError: it is not there, or in use further up in this thread.
         """
         with self.lock:
             if self._model is None or name not in self._loaded:
                 raise RefineError(f"the adapter {name!r} is not loaded; loaded are: {', '.join(self.names) or 'none'}")
+            if name in self._in_use:
+                raise RefineError(f"the adapter {name!r} is in use: leave the `using` block around this call first")
             if self._switch is not None:
                 self._switch.remove()
             del self._loaded[name]
@@ -164,7 +173,8 @@ class AdapterPool:
             if self._switch is None:
                 yield ReadyModel(self._base.model, _alike)
                 return
-            before, mixed = self._chosen, len(set(names)) > 1
+            before, mixed, in_use = self._chosen, len(set(names)) > 1, self._in_use
+            self._in_use = [*in_use, *adapters]
             self._chosen = None if mixed or not adapters else peft_name(adapters[0])
             self._switch.choose(self._chosen)
             if mixed:
@@ -172,7 +182,7 @@ class AdapterPool:
             try:
                 yield ReadyModel(self._model, self._assign if mixed else _alike)
             finally:
-                self._chosen = before
+                self._chosen, self._in_use = before, in_use
                 if self._switch is not None:
                     self._switch.choose(before)
 
@@ -207,10 +217,20 @@ class AdapterPool:
                 f"{self._limit_bytes:,} for all adapters; raise the limit"
             )
         for other in self.names:
-            if sum(known.memory_bytes for known in self._loaded.values()) + fit.memory_bytes <= self._limit_bytes:
+            if self._fits(fit):
                 return
-            if other not in keep:
+            if other not in keep and other not in self._in_use:
                 self.drop(other)
+        if not self._fits(fit):
+            raise RefineError(
+                f"the adapter {name!r} takes {fit.memory_bytes:,} bytes in memory, and those in use leave less of the "
+                f"limit of {self._limit_bytes:,}; raise the limit, or leave the `using` block around this call first"
+            )
+
+    def _fits(self, fit: Fit) -> bool:
+        """Whether another adapter has room beside those in memory."""
+        size = sum(known.memory_bytes for known in self._loaded.values()) + fit.memory_bytes
+        return self._limit_bytes is None or size <= self._limit_bytes
 
 
 def peft_name(domain: str) -> str:
@@ -223,8 +243,10 @@ def _number(card: dict[str, Any], part: str, key: str, path: Path) -> float | No
     value = values.get(key) if isinstance(values, dict) else values
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or (key == "temperature" and not value > 0):
-        raise RefineError(f"{path / 'card.json'}: {part}.{key} must be a number, found {value!r}; train it anew")
+    # A whole number may be too large for a float, and JSON's own Infinity and NaN are read too.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    if not is_number or (key == "temperature" and not value > 0):
+        raise RefineError(f"{path / 'card.json'}: {part}.{key} must be a number, found {short(value)}; train it anew")
     return float(value)
 
 

@@ -55,7 +55,7 @@ def put_together(
         length = start + len(written)
         before = written[-1:] or before
         reached = gap.end
-        if not (gap.found and written == stood):
+        if not (gap.found and best.text == stood):
             filled.append(RestoredGap(start, length, written, best.score, candidates, gap.found, is_open))
             source_lengths.append(len(stood))
     return Restoration("".join([*parts, text[reached:]]), tuple(filled), tuple(source_lengths))

@@ -134,7 +134,8 @@ def decode_batch(
     asked = [(text, gap, ids) for text, answers in enumerate(best) for gap, ids in enumerate(answers)]
     if num_candidates > 1:
         others = _others(model, vocabulary, encoded, rules, best, num_candidates, decoding, assign)
-        asked += [item for item in others if item not in set(asked)]
+        first = set(asked)
+        asked += [item for item in others if item not in first]
     scored = _log_probabilities(model, vocabulary, encoded, best, asked, scale, assign)
     answers: list[list[list[Answer]]] = [[[] for _ in text_rules] for text_rules in rules]
     for (text, gap, ids), values in zip(asked, scored, strict=True):
@@ -282,7 +283,8 @@ def _longest(rules: Sequence[GapRule]) -> int:
     """Tokens that the answers can take, with what closes each."""
     longest = 1
     for rule in rules:
-        tokens = max(rule.max_tokens, 4 * (rule.characters or 0) + 1) + 4  # a last character in bytes; an odd mark
+        shortest = 4 * (rule.characters or 1) + 1  # characters in bytes behind a word mark
+        tokens = max(rule.max_tokens + 3, shortest) + 1  # the last character in bytes; what closes the gap
         longest += max(tokens, rule.terms.depth + 1 if rule.terms is not None else 0)
     return longest
 

@@ -125,13 +125,16 @@ def score_probes(
     return found
 
 
-def damaged_gaps(words: Sequence[Word], scores: Sequence[float], *, threshold: float) -> list[Gap]:
-    """The words below the threshold as gaps; those that touch are one."""
+def damaged_gaps(
+    words: Sequence[Word], scores: Sequence[float], *, threshold: float, given: Sequence[Gap] = ()
+) -> list[Gap]:
+    """The words below the threshold as gaps; those that touch are one, unless a `given` gap stands between them."""
     gaps: list[Gap] = []
+    cuts = {gap.start for gap in given}
     for word, score in zip(words, scores, strict=True):
         if score >= threshold:
             continue
-        if gaps and gaps[-1].end == word.gap.start:
+        if gaps and gaps[-1].end == word.gap.start and word.gap.start not in cuts:
             gaps[-1] = Gap(gaps[-1].start, word.gap.end, found=True)
         else:
             gaps.append(Gap(word.gap.start, word.gap.end, found=True))

@@ -97,7 +97,11 @@ class Reader:
             RefineError: no threshold is given and an adapter has none.
         """
         vocabulary = self._base.vocabulary
-        thresholds = [self._threshold(name) if threshold is None else threshold for name in adapters]
+        if threshold is None:
+            known = {name: self._threshold(name) for name in dict.fromkeys(adapters)}
+            thresholds = [known[name] for name in adapters]
+        else:
+            thresholds = [threshold] * len(adapters)
         words = [find_words(text, gaps, vocabulary) for text, gaps in zip(texts, places, strict=True)]
         probes = [
             (text, probe)
@@ -121,8 +125,8 @@ class Reader:
                 for word, score in found.items():
                     scores[text][word] = score
         return [
-            damaged_gaps(own, judged, threshold=limit)
-            for own, judged, limit in zip(words, scores, thresholds, strict=True)
+            damaged_gaps(own, judged, threshold=limit, given=gaps)
+            for own, judged, limit, gaps in zip(words, scores, thresholds, places, strict=True)
         ]
 
     def _batches(self, windows: Sequence[Window], adapters: Sequence[str | None], batch_tokens: int) -> list[list[int]]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import unicodedata
 
-from t5refine_peft.corpus.characters import written_without_spaces
+from t5refine_peft.corpus.characters import extends_character, written_without_spaces
 
-_CLOSING = re.compile(r"[\s.,;:!?%)\]}'’”。，、；：！？）】》」』]")
-_OPENING = re.compile(r"[\s(\[{'‘“（【《「『/-]")
+_CLOSING = frozenset(".,;:!?%'’”。，、；：！？،؛؟।…")
+_CLOSING_KINDS = ("Pe", "Pf", "M")
+"""Unicode's categories of closing brackets, closing quotes, and accents of the character before."""
+_OPENING = frozenset("'\"/-#@¿¡")
+_OPENING_KINDS = ("Ps", "Pi", "Sc", "Cf")
+"""Opening brackets, opening quotes, signs of currency, and what is not seen, as a joiner or the mark of an encoding."""
 
 
 def fit(filling: str, before: str, after: str) -> str:
@@ -21,14 +24,28 @@ def fit(filling: str, before: str, after: str) -> str:
     text = " ".join(filling.split())
     if not text:
         return ""
-    front = starts_word and bool(before) and not _OPENING.match(before[-1]) and not _CLOSING.match(text[0])
+    front = starts_word and bool(before) and not _opens(before[-1]) and not _closes(text[0])
     if front and (written_without_spaces(before[-1]) or written_without_spaces(text[0])):
         front = False
-    within_word = not starts_word and before[-1:].isalnum()
-    back = bool(after) and after[0].isalnum() and text[-1].isalnum() and not within_word
+    within_word = not starts_word and _ends_in_word(before)
+    back = bool(after) and after[0].isalnum() and _ends_in_word(text) and not within_word
     if back and (written_without_spaces(after[0]) or written_without_spaces(text[-1])):
         back = False
     return f"{' ' if front else ''}{text}{' ' if back else ''}"
+
+
+def _opens(char: str) -> bool:
+    return char.isspace() or char in _OPENING or unicodedata.category(char).startswith(_OPENING_KINDS)
+
+
+def _closes(char: str) -> bool:
+    return char in _CLOSING or unicodedata.category(char).startswith(_CLOSING_KINDS)
+
+
+def _ends_in_word(text: str) -> bool:
+    """Whether the last character, with its accents or vowel signs, is of a word; of marks alone, that they are."""
+    base = next((char for char in reversed(text) if not extends_character(char)), text[:1])
+    return base.isalnum() or unicodedata.category(base or " ").startswith("M")
 
 
 def normalized(text: str) -> str:
