@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import io
+import random
 import sys
+import zipfile
 from pathlib import Path
 
 import docx
 import pytest
+from docx.opc.constants import RELATIONSHIP_TYPE
+from docx.opc.packuri import PackURI
+from docx.opc.part import Part
+from docx.oxml import parse_xml
 from docx.shared import Pt
 
 from t5refine_peft import RefineError, Restorer, load_base
+from t5refine_peft.restoration import word_documents as module
+from t5refine_peft.restoration.results import Restoration
 from t5refine_peft.restoration.word_documents import restore_document
 
 
@@ -53,6 +62,81 @@ def test_the_layout_stays_and_gaps_across_runs_are_filled(restorer, source: Path
     head = after.sections[0].header.paragraphs[0].text
     assert head.startswith("head ")
     assert "[MASK]" not in head
+
+
+NOTES = (
+    '<w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:footnote w:id="2"><w:p>'
+    "<w:r><w:t>see __</w:t></w:r><w:r><w:t>_ above</w:t></w:r></w:p></w:footnote></w:footnotes>"
+)
+
+
+def test_notes_are_restored_too(restorer, source: Path, tmp_path: Path):
+    document = docx.Document(source)
+    part = Part(
+        PackURI("/word/footnotes.xml"),
+        "application/vnd.openxmlformats-officedocument.wordprocessingml.footnotes+xml",
+        NOTES.encode(),
+        document.part.package,
+    )
+    link = part.relate_to("https://example.org", RELATIONSHIP_TYPE.HYPERLINK, is_external=True)
+    document.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
+    document.save(source)
+    restored = restore_document(restorer, source, tmp_path / "out.docx", max_gap_tokens=2)
+    assert sum(len(one.gaps) for one in restored) == 5
+    after = docx.Document(tmp_path / "out.docx").part.part_related_by(RELATIONSHIP_TYPE.FOOTNOTES)
+    root = parse_xml(after.blob)
+    note = "".join(text.text or "" for text in root.iter(f"{module._W}t"))
+    assert note in [one.text for one in restored]
+    assert note.startswith("see ")
+    assert note.endswith(" above")
+    assert "_" not in note
+    assert after.rels[link].target_ref == "https://example.org"
+
+
+def test_spoiled_documents_are_refused_in_a_sentence(restorer, source: Path, tmp_path: Path, monkeypatch):
+    """Bytes changed, parts cut off, left out or put for others: read, or refused, and nothing is written then."""
+    monkeypatch.setattr(restorer, "restore", lambda texts, **_: [Restoration(text, ()) for text in texts])
+    good = source.read_bytes()
+    with zipfile.ZipFile(source) as packed:
+        parts = {name: packed.read(name) for name in packed.namelist()}
+    rng = random.Random(0)
+    spoiled = []
+    for name, content in parts.items():
+        for new in (None, b"", b"<a/>", b"\0", content[: len(content) // 2], content.replace(b"body", b"boby")):
+            spoiled.append(zipped({**parts, name: new}))
+    for _ in range(150):
+        data = bytearray(good)
+        for _ in range(rng.choice([1, 3, 10])):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        spoiled.append(bytes(data[: rng.randrange(len(data))] if rng.random() < 0.2 else data))
+    spoiled.append(zipped({**parts, "word/media/bomb": bytes(65 << 20)}))
+    refused = []
+    for number, data in enumerate(spoiled):
+        source.write_bytes(data)
+        target = tmp_path / f"{number}.docx"
+        try:
+            restore_document(restorer, source, target)
+        except RefineError as error:
+            refused.append(str(error))
+            assert "can't be read as a Word document" in refused[-1]
+            assert refused[-1].isprintable()
+            assert not target.exists()
+    assert "would fill" in refused[-1]
+    assert len(refused) > len(spoiled) / 2
+
+
+def zipped(parts: dict[str, bytes | None]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in parts.items():
+            if content is not None:
+                packed.writestr(name, content)
+    return buffer.getvalue()
+
+
+def test_ranges_which_go_by_text_are_refused(restorer, source: Path, tmp_path: Path):
+    with pytest.raises(RefineError, match="a document takes one adapter, and marks for gaps"):
+        restore_document(restorer, source, tmp_path / "out.docx", gaps=[[(0, 1)]])
 
 
 def test_what_is_no_word_document_is_refused(restorer, tmp_path: Path):

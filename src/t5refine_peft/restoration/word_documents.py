@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -13,13 +15,19 @@ from t5refine_peft.storage import atomic_file
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _SPACE = "{http://www.w3.org/XML/1998/namespace}space"
+_PARTS = ("/header", "/footer", "/footnotes", "/endnotes")
+"""Kinds of parts beside the body that hold paragraphs."""
+_LARGEST_RATIO = 200
+"""By how much a document may have been compressed; Word's own XML shrinks to a tenth or a fiftieth."""
+_SMALL_BYTES = 64 << 20
+"""Documents up to this size, unpacked, may have been compressed by more."""
 _BREAKS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "\u2011"}
 
 
 def restore_document(
     restorer: Restorer, source: str | Path, target: str | Path, **options: Unpack[RestoreOptions]
 ) -> list[Restoration]:
-    """Fill the gaps in a Word document's paragraphs, tables, headers and footers, and write it to `target`.
+    """Fill the gaps in a Word document's paragraphs, tables, headers, footers and notes, and write it to `target`.
 
     A paragraph is one text, however many runs it is set in. What fills a gap is set as the gap's first character was.
 
@@ -33,10 +41,13 @@ def restore_document(
         The restored paragraphs that had gaps.
 
     Raises:
-        RefineError: python-docx is not there, or `source` is no Word document.
+        RefineError: python-docx is not there, `source` is no Word document, or gaps are given as ranges, which go by
+            text.
     """
-    document = _open(Path(source))
-    paragraphs = [pieces for element in _paragraph_elements(document) if (pieces := _pieces(element))]
+    if options.get("gaps") is not None or not isinstance(options.get("adapter"), str | None):
+        raise RefineError("a document takes one adapter, and marks for gaps; call Restorer.restore for others")
+    document, roots = _open(Path(source))
+    paragraphs = [pieces for root in roots for element in root.iter(f"{_W}p") if (pieces := _pieces(element))]
     texts = ["".join(text for _, text in pieces) for pieces in paragraphs]
     restored = restorer.restore(texts, **options)
     for pieces, text, restoration in zip(paragraphs, texts, restored, strict=True):
@@ -47,7 +58,8 @@ def restore_document(
     return [restoration for restoration in restored if restoration.gaps]
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> tuple[Any, list[Any]]:
+    """The document, and the XML of each of its parts that hold paragraphs."""
     try:
         import docx
         from docx.opc.exceptions import OpcError
@@ -55,22 +67,48 @@ def _open(path: Path) -> Any:
         raise RefineError(
             "Word documents need python-docx: install it with pip install 't5refine-peft[documents]'"
         ) from None
-    from zipfile import BadZipFile
-
     try:
-        return docx.Document(str(path))
-    except (OpcError, BadZipFile, KeyError, ValueError, OSError) as error:
-        raise RefineError(f"{path} can't be read as a Word document ({error}); give a .docx file") from None
+        _check_size(path)
+        document = docx.Document(str(path))
+        return document, _roots(document)
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        OpcError,
+        SyntaxError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # lxml raises SyntaxErrors
+        reason = str(error).partition("\n")[0]
+    except (LookupError, ValueError, AttributeError, TypeError):  # python-docx on parts that are missing or others
+        reason = "its parts do not belong together"
+    raise RefineError(f"{path} can't be read as a Word document ({reason}); give a .docx file")
 
 
-def _paragraph_elements(document: Any) -> Iterator[Any]:
-    """The paragraphs of the body with its tables and text boxes, and of headers and footers, each part once."""
-    parts = [document.part]
-    for relation in document.part.rels.values():
-        if relation.reltype.endswith(("/header", "/footer")):
-            parts.append(relation.target_part)
-    for part in dict.fromkeys(parts):
-        yield from part.element.iter(f"{_W}p")
+def _check_size(path: Path) -> None:
+    """Refuse a document that would fill the memory: python-docx reads it whole."""
+    with zipfile.ZipFile(path) as packed:
+        unpacked = sum(entry.file_size for entry in packed.infolist())
+    if unpacked > max(_SMALL_BYTES, _LARGEST_RATIO * path.stat().st_size):
+        raise zipfile.BadZipFile(f"{path.stat().st_size:,} bytes that would fill {unpacked:,}")
+
+
+def _roots(document: Any) -> list[Any]:
+    """The XML of the body with its tables and text boxes, of headers and footers, and of notes, each part once."""
+    from docx.opc.part import XmlPart
+
+    roots = [document.part.element]
+    for relation in list(document.part.rels.values()):
+        if not relation.reltype.endswith(_PARTS):
+            continue
+        part = relation.target_part
+        if not isinstance(part, XmlPart):  # python-docx knows no notes, and would write them as they were read
+            part = XmlPart.load(part.partname, part.content_type, part.blob, part.package)
+            part.rels.update(relation.target_part.rels)
+            document.part.load_rel(relation.reltype, part, relation.rId)
+        roots.append(part.element)
+    return list(dict.fromkeys(roots))
 
 
 def _pieces(paragraph: Any) -> list[tuple[Any, str]]:
