@@ -26,6 +26,10 @@ def test_two_underscores_are_text():
     assert find_gaps("snake__case_") == []
 
 
+def test_a_sentinel_has_plain_digits():
+    assert find_gaps("<extra_id_٣><extra_id_><extra_id_-1>") == []
+
+
 @pytest.mark.parametrize(
     ("text", "lengths"),
     [("a □□ b＿＿＿", [2, 3]), ("___ [MASK] <extra_id_0> {gap}", [None] * 4)],
@@ -36,9 +40,11 @@ def test_marks_that_are_counted(text, lengths):
     assert counted_characters("abc", Gap(1, 1)) is None
 
 
-@pytest.mark.parametrize("ranges", [[(3, 2)], [(0, 9)], [(2, 4), (3, 5)], [(-1, 1)]])
+@pytest.mark.parametrize(
+    "ranges", [[(3, 2)], [(0, 9)], [(2, 4), (3, 5)], [(-1, 1)], (0, 3), [(0, 1, 2)], [(0.0, 1.0)], None]
+)
 def test_bad_ranges_are_refused(ranges):
-    with pytest.raises(RefineError, match="gaps must be ranges"):
+    with pytest.raises(RefineError, match=r"gaps must be (ranges|a list of ranges) \(start, end\)"):
         check_ranges("abcdef", ranges)
 
 

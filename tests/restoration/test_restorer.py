@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -138,9 +139,27 @@ def test_a_stream_of_any_length_is_read_bit_by_bit(restorer, monkeypatch):
         ({"adapter": ["a", "b"]}, "expected 1, found 2"),
         ({"gap": ""}, "the gap mark is empty"),
         ({"gaps": []}, "expected 1, found 0"),
+        ({"gaps": [(0, 1)]}, r"a list of ranges \(start, end\) of whole numbers for each text, found \(0, 1\)"),
+        ({"detect_threshold": math.nan}, "a number of nats, found nan"),
         ({"detect": True}, "the base alone has no threshold for damage"),
     ],
 )
 def test_options_that_can_not_be_are_refused(restorer, options, message):
     with pytest.raises(RefineError, match=message):
         restorer.restore(["a ___"], **options)
+
+
+@pytest.mark.parametrize(
+    ("texts", "kind"), [([None], "NoneType"), (b"a ___", "int"), (["a", b"b"], "bytes"), (b"", "bytes")]
+)
+def test_texts_that_are_none_are_refused(restorer, texts, kind):
+    with pytest.raises(RefineError, match=f"texts must be strings, found {kind}"):
+        restorer.restore(texts)
+
+
+def test_a_glossary_gives_as_many_different_answers_as_are_asked_for(restorer):
+    forms = {"aort", "aorta", "aortal", "Aort", "Aorta", "Aortal"}
+    gap = restorer.restore("the ___ is", glossary=Glossary(["aort", "aorta", "aortal"]), num_candidates=5).gaps[0]
+    answers = [candidate.text for candidate in gap.candidates]
+    assert len(answers) == len(set(answers)) == 5
+    assert set(answers) <= forms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from t5refine_peft.restoration.decoding import Answer
 from t5refine_peft.restoration.gaps import Gap
@@ -20,6 +21,7 @@ def put_together(
     *,
     decode: Callable[[Sequence[int]], str],
     min_score: float = 0.0,
+    num_candidates: int | None = None,
 ) -> Restoration:
     """Fill the gaps of a text.
 
@@ -31,6 +33,7 @@ def put_together(
         answers: for each gap its answers, the best first.
         decode: token ids to text.
         min_score: gaps whose best answer is less probable are left open.
+        num_candidates: how many different answers to a gap are told of; None is all.
     """
     parts: list[str] = []
     filled = []
@@ -45,7 +48,7 @@ def put_together(
         scores: dict[str, float] = {}
         for answer in found:
             scores.setdefault(fit(decode(answer.ids), before, after), answer.probability)
-        candidates = tuple(Candidate(*pair) for pair in scores.items())
+        candidates = tuple(Candidate(*pair) for pair in islice(scores.items(), num_candidates))
         stood = text[gap.start : gap.end]
         best = candidates[0]
         is_open = best.score < min_score

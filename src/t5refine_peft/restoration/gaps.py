@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from t5refine_peft.errors import RefineError
 
-_MARKS = re.compile(r"<extra_id_\d+>|\[MASK\]|_{3,}|＿{2,}|□+|\{gap\}")
+_MARKS = re.compile(r"<extra_id_[0-9]+>|\[MASK\]|_{3,}|＿{2,}|□+|\{gap\}")
 _COUNTED = "□＿"
 """Marks that stand for a character each."""
 
@@ -35,8 +37,14 @@ def check_ranges(text: str, ranges: Sequence[tuple[int, int]]) -> list[Gap]:
     """Take gaps given as character ranges.
 
     Raises:
-        RefineError: a range lies outside the text, is turned round, or begins before the one before it ends.
+        RefineError: a range is no pair of whole numbers, lies outside the text, is turned round, or begins before the
+            one before it ends.
     """
+    given: Any = ranges
+    if not isinstance(given, list | tuple) or not all(_is_range(one) for one in given):
+        raise RefineError(
+            f"gaps must be a list of ranges (start, end) of whole numbers for each text, found {repr(given)[:60]}"
+        )
     reached = 0
     for start, end in ranges:
         if not reached <= start <= end <= len(text):
@@ -46,6 +54,10 @@ def check_ranges(text: str, ranges: Sequence[tuple[int, int]]) -> list[Gap]:
             )
         reached = end
     return [Gap(start, end) for start, end in ranges]
+
+
+def _is_range(given: object) -> bool:
+    return isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(border, Integral) for border in given)
 
 
 def counted_characters(text: str, gap: Gap) -> int | None:

@@ -82,6 +82,8 @@ class Restorer:
             max_adapter_bytes: memory for adapters; the least recently used are unloaded for others. None is no limit.
             encoder_cache_bytes: memory for what the encoder made of texts, for when they are decoded another way.
         """
+        if encoder_cache_bytes < 0:
+            raise RefineError(f"encoder_cache_bytes must be 0 or more, found {encoder_cache_bytes}")
         self._base = base if isinstance(base, Base) else load_base(base, quantization=quantization, device=device)
         self._cache = EncoderCache(limit_bytes=encoder_cache_bytes)
         self._pool = AdapterPool(
@@ -199,10 +201,15 @@ class Restorer:
         """
         single = isinstance(texts, str)
         texts = [texts] if isinstance(texts, str) else texts
+        odd = next((text for text in texts if not isinstance(text, str)), None)
+        if isinstance(texts, bytes) or odd is not None:
+            raise RefineError(f"texts must be strings, found {type(texts if odd is None else odd).__name__}")
         if num_candidates < 1:
             raise RefineError(f"num_candidates must be at least 1, found {num_candidates}")
         if not 0 <= min_score <= 1:
             raise RefineError(f"min_score must lie between 0 and 1, found {min_score}")
+        if detect_threshold is not None and math.isnan(detect_threshold):
+            raise RefineError("detect_threshold must be a number of nats, found nan")
         adapters = self._adapters(adapter, len(texts))
         for name in dict.fromkeys(adapters):  # even where a text has no gap for it to answer
             if name is not None:
@@ -226,13 +233,14 @@ class Restorer:
             places,
             adapters,
             rules,
-            num_candidates=num_candidates,
+            # A term is found with its word mark and without, which mostly makes the same text.
+            num_candidates=num_candidates * 2 if num_candidates > 1 and glossary is not None else num_candidates,
             decoding=decoding,
             batch_tokens=batch_tokens,
         )
         decode = self._base.vocabulary.decode
         restored = [
-            put_together(text, found, filled, decode=decode, min_score=min_score)
+            put_together(text, found, filled, decode=decode, min_score=min_score, num_candidates=num_candidates)
             for text, found, filled in zip(texts, places, answers, strict=True)
         ]
         return restored[0] if single else restored
