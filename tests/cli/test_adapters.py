@@ -39,6 +39,13 @@ def test_list_and_show(run, tiny_base: Path):
     assert run("list", "--adapters-dir", "none") == (0, "", "none holds no adapter\n")
 
 
+def test_half_characters_in_a_card_are_shown_as_json_spells_them(run, registry):
+    card = registry.find("heart") / "card.json"
+    card.write_text('{"base": "\\ud83d"}')
+    code, out, _ = run("show", "heart", "--json")
+    assert (code, json.loads(out)["card"]) == (0, {"base": "\ud83d"})
+
+
 def test_verify_pack_remove_unpack(run, tiny_base: Path):
     code, out, _ = run("verify", "heart", "--base", tiny_base)
     assert code == 0

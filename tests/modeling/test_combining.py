@@ -116,6 +116,7 @@ def test_dare_drops_by_the_seed_and_leaves_torchs_own_alone(registry):
         (WEIGHTS, {"density": 0.5}, "'cat' prunes nothing, so it takes no density"),
         (WEIGHTS, {"rank": 3}, "the rank follows from the method 'cat'"),
         (WEIGHTS, {"method": "svd", "rank": 0}, "rank must be at least 1, found 0"),
+        (WEIGHTS, {"method": "svd", "rank": 9999}, r"rank must be at most \d+, the shorter side .* found 9999"),
         (WEIGHTS, {"domain": "law"}, "is there already"),
         (WEIGHTS, {"domain": "a/b"}, "can't name an adapter"),
         (WEIGHTS, {"base": "builtin:mt5-mini"}, "was trained on the base"),
@@ -127,3 +128,11 @@ def test_what_does_not_go_together_is_one_sentence_and_leaves_nothing(registry, 
         combine_adapters(registry, weights, **{"domain": "both", **options})
     assert registry.names() == before
     assert len(list(registry.directory.iterdir())) == len(before)
+
+
+def test_a_sum_that_bf16_can_not_hold_is_refused(registry):
+    with pytest.raises(RefineError, match="is too large for bf16; give smaller weights"):
+        combine_adapters(registry, {"heart": 1e300, "law": 1.0}, domain="huge")
+    assert "huge" not in registry.names()
+    large = combine_adapters(registry, {"heart": 1e30, "law": 1e30}, domain="large")
+    assert 0 < large.relative_error < 2**-8  # bf16 rounds by 2^-9 at most, in each of two factors

@@ -243,7 +243,8 @@ def _printable(text: str) -> str:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, ensure_ascii=False, default=str))
+    told = json.dumps(value, ensure_ascii=False, default=str)
+    print(told.encode("utf-8", "backslashreplace").decode())  # half characters as JSON spells them
 
 
 adapters = typer.Typer(help="List, verify, pack, combine and merge adapters.", no_args_is_help=True)

@@ -92,6 +92,9 @@ def combine_adapters(
         raise RefineError(
             f"{method!r} needs adapters of one rank, found {ranks}; take 'cat', or {_nearest_svd(method)!r}"
         )
+    side = min(min(shape) for layout in layouts.values() for shape in layout.layers.values())
+    if rank is not None and rank > side:
+        raise RefineError(f"rank must be at most {side}, the shorter side of the smallest matrix, found {rank}")
     with torch.random.fork_rng(), atomic_directory(target) as staged:
         torch.manual_seed(seed)
         model = _combined(registry, weights, base_directory(base), method, density, rank)
@@ -99,6 +102,8 @@ def combine_adapters(
         save_adapter(model, staged)
         layout = read_layout(staged)
         error = _relative_error(registry, weights, layouts, staged, layout)
+        if not math.isfinite(error):
+            raise RefineError(f"the sum with the weights {dict(weights)} is too large for bf16; give smaller weights")
         parts = {
             name: {"weight": weight, "adapter_fingerprint": adapter_fingerprint(registry.find(name))}
             for name, weight in weights.items()
@@ -189,7 +194,7 @@ def _relative_error(
     written = load_file(directory / WEIGHTS_FILE)
     difference = total = 0.0
     for layer, shape in layout.layers.items():
-        wanted = torch.zeros(shape)
+        wanted = torch.zeros(shape, dtype=torch.float64)
         for name, weight in weights.items():
             if layer in layouts[name].layers:
                 wanted += weight * layouts[name].scale * _product(tensors[name], layer)
@@ -199,5 +204,5 @@ def _relative_error(
 
 
 def _product(tensors: Mapping[str, torch.Tensor], layer: str) -> torch.Tensor:
-    down, up = (tensors[f"base_model.model.{layer}.lora_{side}.weight"].float() for side in "AB")
+    down, up = (tensors[f"base_model.model.{layer}.lora_{side}.weight"].double() for side in "AB")
     return up @ down

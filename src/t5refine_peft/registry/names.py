@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from t5refine_peft.errors import RefineError
 
@@ -18,7 +19,7 @@ def check_name(name: str) -> str:
 
     Raises:
         RefineError: it has a separator or another character that not all take, begins or ends with a dot, is too long,
-            or is a device's.
+            is a device's, or is one of several spellings of the same name (Unicode's NFC is the one that is taken).
     """
     if not _is_plain(name):
         raise RefineError(
@@ -27,12 +28,17 @@ def check_name(name: str) -> str:
         )
     if _is_device(name):
         raise RefineError(f"{name!r} can't name an adapter: Windows keeps that name for a device; choose another")
+    composed = unicodedata.normalize("NFC", name)
+    if composed != name:
+        raise RefineError(
+            f"{name!a} can't name an adapter: some systems take it for {composed!a}, which looks the same; give that"
+        )
     return name
 
 
 def is_name(name: str) -> bool:
     """Whether `check_name` takes it."""
-    return _is_plain(name) and not _is_device(name)
+    return _is_plain(name) and not _is_device(name) and unicodedata.is_normalized("NFC", name)
 
 
 def _is_plain(name: str) -> bool:
