@@ -150,7 +150,7 @@ def test_options_that_can_not_be_are_refused(restorer, options, message):
 
 
 @pytest.mark.parametrize(
-    ("texts", "kind"), [([None], "NoneType"), (b"a ___", "int"), (["a", b"b"], "bytes"), (b"", "bytes")]
+    ("texts", "kind"), [([None], "NoneType"), (b"a ___", "bytes"), (["a", b"b"], "bytes"), (b"", "bytes")]
 )
 def test_texts_that_are_none_are_refused(restorer, texts, kind):
     with pytest.raises(RefineError, match=f"texts must be strings, found {kind}"):

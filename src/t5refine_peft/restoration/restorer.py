@@ -201,9 +201,9 @@ class Restorer:
         """
         single = isinstance(texts, str)
         texts = [texts] if isinstance(texts, str) else texts
-        odd = next((text for text in texts if not isinstance(text, str)), None)
-        if isinstance(texts, bytes) or odd is not None:
-            raise RefineError(f"texts must be strings, found {type(texts if odd is None else odd).__name__}")
+        odd = [bytes] if isinstance(texts, bytes) else [type(text) for text in texts if not isinstance(text, str)]
+        if odd:
+            raise RefineError(f"texts must be strings, found {odd[0].__name__}")
         if num_candidates < 1:
             raise RefineError(f"num_candidates must be at least 1, found {num_candidates}")
         if not 0 <= min_score <= 1:
