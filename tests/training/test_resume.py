@@ -11,6 +11,7 @@ from runs import AtEvent, kill_in_evaluation, kill_in_flush, kill_in_step, run_a
 
 from t5refine_peft import AdapterConfig, Glossary, Quantization, RefineError, load_base
 from t5refine_peft.corpus.preparation import prepare_dataset
+from t5refine_peft.corpus.term_lists import Term
 from t5refine_peft.training.checkpoints import RunDirectory, fingerprint_splits
 
 HANDLER = signal.getsignal(signal.SIGINT)
@@ -196,6 +197,23 @@ def test_another_base_is_refused(whole, tiny_base, corpus, terms, tmp_path):
         train_tiny(tmp_path / "base", corpus, terms, tmp_path, resume=True)
 
 
+def test_a_base_with_another_configuration_is_refused(whole, tiny_base, corpus, terms, tmp_path):
+    """Its dropout is not among its weights."""
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    shutil.copytree(tiny_base, tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dropout_rate": 0.3}))
+    with pytest.raises(RefineError, match="the base has changed since the run was started"):
+        train_tiny(tmp_path / "base", corpus, terms, tmp_path, resume=True)
+
+
+def test_another_weight_of_a_term_is_refused(whole, tiny_base, corpus, terms, tmp_path):
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    weighted = Glossary([Term(terms[0], weight=3.0), *terms[1:]])
+    with pytest.raises(RefineError, match="the glossary has changed since the run was started"):
+        train_tiny(tiny_base, corpus, weighted, tmp_path, resume=True)
+
+
 def test_what_has_no_bearing_on_the_adapter_is_not_recorded(whole):
     record = json.loads((whole[0] / "runs" / "heart" / "run.json").read_text())
     assert "device" in record["config"]
@@ -225,3 +243,11 @@ def test_the_fingerprint_is_of_values(vocabulary, corpus, terms, tmp_path):
     )
     assert fingerprint_splits(prepared(corpus, terms[:2]))[1] != spans
     assert fingerprint_splits(prepared([*corpus, "furosemide it is"], terms))[0] != tokens
+
+
+@pytest.mark.parametrize("change", [{"masked": [[0, 2]]}, {"context_tokens": 1}])
+def test_the_fingerprint_knows_written_masks_and_context(vocabulary, corpus, terms, change):
+    splits = prepare_dataset(corpus, vocabulary=vocabulary, glossary=Glossary(terms))
+    other = type(splits)({name: rows.map(lambda _: change, features=rows.features) for name, rows in splits.items()})
+    assert fingerprint_splits(other)[0] != fingerprint_splits(splits)[0]
+    assert fingerprint_splits(other)[1] == fingerprint_splits(splits)[1]

@@ -38,11 +38,11 @@ class RunIdentity:
     """What a run depends on: where one of these has changed, going on would not be the same run."""
 
     corpus: str
-    """Fingerprint of the tokens of all splits."""
+    """Fingerprint of the tokens and written masks of all splits."""
     glossary: str | None
-    """Fingerprint of the terms and of where they were found."""
+    """Fingerprint of the terms, of their weights, and of where they were found."""
     base: str
-    """Fingerprint of the base's weights."""
+    """Fingerprint of the base's weights and configuration."""
     tokenizer: str
     config: dict[str, Any]
     """Every setting with a bearing on the result."""
@@ -191,15 +191,21 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def fingerprint_splits(splits: DatasetDict) -> tuple[str, str]:
-    """Fingerprints of the tokens, and of the terms found in them, of all splits; of values, not of files."""
+    """Fingerprints of the passages, and of the terms found in them, of all splits; of values, not of files."""
     tokens, terms = hashlib.sha256(), hashlib.sha256()
+    passages = ["ids", "word_starts", "context_tokens", "masked"]
     for name in sorted(splits):
-        for digest, columns in ((tokens, ["ids", "word_starts"]), (terms, ["term_spans"])):
+        for digest, columns in ((tokens, passages), (terms, ["term_spans"])):
             digest.update(f"{name} {len(splits[name])}\n".encode())
             for table in splits[name].select_columns(columns).with_format("arrow").iter(batch_size=1000):
                 for column in columns:
                     _digest_values(digest, table[column].combine_chunks())
     return tokens.hexdigest()[:16], terms.hexdigest()[:16]
+
+
+def fingerprint_values(values: Any) -> str:
+    """Of what JSON can hold, or tells by its name, a dtype say; dictionaries in any order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_state(path: Path, state: Any) -> None:
@@ -231,7 +237,8 @@ def random_states() -> dict[str, Any]:
 
 def _digest_values(digest: Any, array: pa.Array) -> None:
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        digest.update(np.asarray(pc.list_value_length(array), dtype=np.int64).tobytes())
+        lengths = pc.fill_null(pc.list_value_length(array), -1)  # no list is not an empty one
+        digest.update(np.asarray(lengths, dtype=np.int64).tobytes())
         array = array.flatten()
     digest.update(np.asarray(array, dtype=np.int64).tobytes())
 

@@ -34,16 +34,19 @@ from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
 from t5refine_peft.storage import atomic_directory, check_writable, recover
-from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
+from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits, fingerprint_values
 from t5refine_peft.training.interrupt import InterruptCallback
 from t5refine_peft.training.planning import capped_memory
 from t5refine_peft.training.processes import is_first_process, process_count
 from t5refine_peft.training.record import save_as_given
-from t5refine_peft.training.setup import build_trainer, check_trackers, set_up
+from t5refine_peft.training.setup import RunSetup, build_trainer, check_trackers, set_up
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 _NO_BEARING = {"device", "memory_bytes", "report_to", "save_steps"}
 """Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such."""
+
+_OF_NO_WEIGHT = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
+"""What a base's configuration says of where it is from and of decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +125,7 @@ def train_adapter(
     setup = set_up(corpus, glossary=glossary, base=base, config=config)
     loaded, data, collator, plan = setup.base, setup.data, setup.collator, setup.plan
     splits, config = data.splits, data.config
-    checkpoint = _begin(run, target, _identity(splits, data.glossary_fingerprint, loaded, config), resume)
+    checkpoint = _begin(run, target, _identity(setup), resume)
     test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
     with capped_memory(plan, loaded.device):
         base_answers = answer_terms(loaded.model, loaded, test, collator)
@@ -221,14 +224,16 @@ def train_adapter(
     )
 
 
-def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: TrainingConfig) -> RunIdentity:
+def _identity(setup: RunSetup) -> RunIdentity:
     """What the run depends on; where it is saved and told has no bearing on the adapter."""
-    tokens, terms = fingerprint_splits(splits)
-    settings = {name: value for name, value in asdict(config).items() if name not in _NO_BEARING}
+    base, data = setup.base, setup.data
+    tokens, terms = fingerprint_splits(data.splits)
+    settings = {name: value for name, value in asdict(data.config).items() if name not in _NO_BEARING}
+    shape = {name: value for name, value in base.model.config.to_dict().items() if name not in _OF_NO_WEIGHT}
     return RunIdentity(
         corpus=tokens,
-        glossary=f"{glossary}-{terms}" if glossary else terms,
-        base=base.fingerprint,
+        glossary="-".join(filter(None, [data.glossary_fingerprint, terms, _weights(setup.collator.term_weights)])),
+        base=f"{base.fingerprint}-{fingerprint_values(shape)}",
         tokenizer=base.vocabulary.fingerprint,
         config={
             **settings,
@@ -237,6 +242,11 @@ def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: Tra
             "processes": process_count(),
         },
     )
+
+
+def _weights(terms: Sequence[float] | None) -> str | None:
+    """Fingerprint of the terms' weights; None where all weigh the same, with a prepared dataset's own terms say."""
+    return None if terms is None or set(terms) == {1.0} else fingerprint_values(list(terms))
 
 
 def _begin(run: RunDirectory, target: Path, identity: RunIdentity, resume: bool) -> Path | None:
