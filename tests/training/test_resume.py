@@ -12,7 +12,7 @@ from runs import AtEvent, kill_in_evaluation, kill_in_flush, kill_in_step, run_a
 from t5refine_peft import AdapterConfig, Glossary, Quantization, RefineError, load_base
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.corpus.term_lists import Term
-from t5refine_peft.training.checkpoints import RunDirectory, fingerprint_splits
+from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
 
 HANDLER = signal.getsignal(signal.SIGINT)
 """What Ctrl+C does where no training is; a run in the background ignores it."""
@@ -220,13 +220,36 @@ def test_what_has_no_bearing_on_the_adapter_is_not_recorded(whole):
     assert not {"memory_bytes", "report_to", "save_steps"} & record["config"].keys()
 
 
-def test_nothing_to_resume_and_a_broken_record_are_told(tiny_base, corpus, terms, tmp_path):
+@pytest.mark.parametrize("listed", ["", "{", "{}", "[]", "null", '{"optimizer.pt": "0"}', "\0\0\0"])
+def test_a_checkpoint_without_its_list_of_files_is_damaged(tmp_path, caplog, listed):
+    run = RunDirectory(tmp_path)
+    identity = RunIdentity(corpus="c", glossary=None, base="b", tokenizer="t", config={})
+    run.start(identity)
+    for step in (3, 6):
+        with run.write(step) as staged:
+            (staged / "trainer_state.json").write_text('{"best_global_step": 3}')
+            (staged / "optimizer.pt").write_bytes(b"weights")
+    (tmp_path / "checkpoint-6" / "fingerprints.json").write_text(listed)
+    assert run.resume(identity) == tmp_path / "checkpoint-3"
+    assert "checkpoint-6 is damaged: going on from before it" in caplog.text
+
+
+@pytest.mark.parametrize("held", ["{", "[]", "null", "{}", '{"config": null}', "\0"])
+def test_a_record_that_is_broken_is_told(tmp_path, held):
+    (tmp_path / "run.json").write_text(held)
+    with pytest.raises(RefineError, match=r"run\.json is broken; train without resuming"):
+        RunDirectory(tmp_path).resume(RunIdentity(corpus="c", glossary=None, base="b", tokenizer="t", config={}))
+
+
+def test_nothing_to_resume_is_told(tiny_base, corpus, terms, tmp_path):
     with pytest.raises(RefineError, match=r"nothing to resume: .* holds no run"):
         train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
-    (tmp_path / "runs" / "heart").mkdir(parents=True)
-    (tmp_path / "runs" / "heart" / "run.json").write_text("{")
-    with pytest.raises(RefineError, match=r"run\.json is broken"):
-        train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+
+
+def test_a_record_that_cant_be_read_is_told(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(RefineError, match=r"run\.json can't be read: .*; see to it and resume"):
+        RunDirectory(tmp_path).resume(RunIdentity(corpus="c", glossary=None, base="b", tokenizer="t", config={}))
 
 
 def test_the_fingerprint_is_of_values(vocabulary, corpus, terms, tmp_path):

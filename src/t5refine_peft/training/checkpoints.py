@@ -86,8 +86,12 @@ class RunDirectory:
             record = json.loads((self.path / _RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RefineError(f"nothing to resume: {self.path} holds no run; train without resuming") from None
+        except OSError as error:
+            raise RefineError(f"{self.path / _RECORD} can't be read: {error.strerror}; see to it and resume") from None
         except ValueError:
-            raise RefineError(f"{self.path / _RECORD} is broken; train without resuming") from None
+            record = None
+        if not (isinstance(record, dict) and isinstance(record.get("config"), dict)):
+            raise RefineError(f"{self.path / _RECORD} is broken; train without resuming")
         changes = identity.changes_since(record)
         if changes:
             raise RefineError(
@@ -185,6 +189,8 @@ def _is_whole(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint are there as they were written."""
     try:
         files = json.loads((checkpoint / _FINGERPRINTS).read_text(encoding="utf-8"))
+        if not isinstance(files, dict) or _STATE not in files:
+            return False
         return all(fingerprint_files([checkpoint / name]) == expected for name, expected in files.items())
     except (OSError, ValueError):
         return False
