@@ -34,16 +34,19 @@ def rows(count: int) -> list[dict[str, torch.Tensor]]:
 def plain_trainer(tiny_base: Path, where: Path, *callbacks: object, **options: object) -> Seq2SeqTrainer:
     torch.manual_seed(0)
     model = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), LoraConfig(task_type="SEQ_2_SEQ_LM", r=2))
-    usual = {"save_strategy": "steps", "metric_for_best_model": "loss", "load_best_model_at_end": True}
+    usual = {
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "metric_for_best_model": "loss",
+        "load_best_model_at_end": True,
+        "logging_steps": 1,
+    }
     arguments = Seq2SeqTrainingArguments(
         output_dir=str(where),
         max_steps=8,
         per_device_train_batch_size=4,
-        eval_strategy="steps",
         eval_steps=2,
-        save_steps=2,
-        logging_steps=1,
-        restore_callback_states_from_checkpoint=True,
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
@@ -80,10 +83,19 @@ def test_they_train_stop_tell_and_resume_in_a_plain_trainer(tiny_base, tmp_path,
     kept = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["stateful_callbacks"]
     assert kept["DelayedEarlyStoppingCallback"]["attributes"]["waited"] == 1
     assert kept["ProgressCallback"]["attributes"]["seconds_before"] > 0
-    again = plain_trainer(tiny_base, tmp_path, *ours(**stopping))
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert again.state.global_step == 6
-    assert "plain: step 5/8" in capsys.readouterr().err
+    for flag in (True, False):  # the Trainer's own way to bring callbacks' states back is off unless it is asked for
+        again = plain_trainer(tiny_base, tmp_path, *ours(**stopping), restore_callback_states_from_checkpoint=flag)
+        again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        assert again.state.global_step == 6
+        assert "plain: step 5/8" in capsys.readouterr().err
+
+
+def test_a_second_training_begins_with_nothing_of_the_first(tiny_base, tmp_path):
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(threshold=9.0, patience=3, window=0, start_step=0))
+    trainer.train()
+    assert trainer.state.global_step == 8  # the first of four evaluations is the best
+    trainer.train()
+    assert trainer.state.global_step == 8
 
 
 def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path):
@@ -95,6 +107,39 @@ def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path
     PeftModel.from_pretrained(AutoModelForSeq2SeqLM.from_pretrained(tiny_base), tmp_path / "best")
     assert signal.getsignal(signal.SIGINT) is HANDLER
     plain_trainer(tiny_base, tmp_path, *ours()).train(resume_from_checkpoint=True)
+
+
+def test_ctrl_c_keeps_the_newest_where_the_trainer_would_leave_the_best_alone(tiny_base, tmp_path):
+    interrupt = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt, save_total_limit=1)
+    with pytest.raises(KeyboardInterrupt, match=r"checkpoint-5 is complete, the best weights so far \(checkpoint-4\)"):
+        trainer.train()
+    assert (tmp_path / "checkpoint-5" / "optimizer.pt").is_file()
+    assert trainer.args.save_total_limit == 1
+    plain_trainer(tiny_base, tmp_path, *ours(), save_total_limit=1).train(resume_from_checkpoint=True)
+
+
+def test_ctrl_c_does_not_call_the_newest_weights_the_best(tiny_base, tmp_path):
+    interrupt = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt, save_steps=3, load_best_model_at_end=False)
+    with pytest.raises(KeyboardInterrupt, match="the newest weights, since step 4, the best, was not saved, are in"):
+        trainer.train()
+    best, newest = (tmp_path / name / "adapter_model.safetensors" for name in ("best", "checkpoint-5"))
+    assert best.read_bytes() == newest.read_bytes()
+
+
+def test_ctrl_c_saves_though_nobody_reads_what_is_told(tiny_base, tmp_path, monkeypatch):
+    def gone(*_: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def interrupted() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", gone)
+            signal.raise_signal(signal.SIGTERM)
+
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), AtEvent("on_step_begin", 4, interrupted))
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-5 is complete"):
+        trainer.train()
 
 
 def test_ctrl_c_after_the_last_step_claims_no_checkpoint_that_is_not_there(tiny_base, tmp_path, caplog):
@@ -155,6 +200,14 @@ def test_nan_in_a_plain_trainer_stops_before_the_weights_change(tiny_base, tmp_p
             callback.close()
     assert signal.getsignal(signal.SIGINT) is HANDLER
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+def test_a_loss_that_is_nan_with_gradients_of_zero_is_found(tiny_base, tmp_path):
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), eval_strategy="no", load_best_model_at_end=False)
+    for row in trainer.train_dataset:
+        row["labels"] = torch.full((4,), -100)
+    with pytest.raises(RefineError, match="the loss is not finite at step 1: likely the learning rate"):
+        trainer.train()
 
 
 def test_on_a_terminal_one_line_is_kept_up_to_date(tiny_base, tmp_path, capsys, monkeypatch):

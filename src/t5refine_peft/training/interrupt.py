@@ -8,6 +8,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -41,13 +42,14 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         """Take the words that tell the user how to go on."""
         self.how_to_resume = how_to_resume
         self.interrupted = False
+        self._limit: int | None = None
         self._former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def close(self) -> None:
         """Give the signals back to whoever had them; where training ends in an error no event does it."""
         while self._former:
             number, handler = self._former.popitem()
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -63,7 +65,8 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt("stopped at once; the last complete checkpoint is as it was")
         self.interrupted = True
         # No logging here: a handler may run while the logging module holds its lock, or the stream is being written to.
-        os.write(2, b"\nfinishing the step and saving; once more stops at once\n")
+        with suppress(OSError):  # a terminal or a pipe that has gone is no reason not to save
+            os.write(2, b"\nfinishing the step and saving; once more stops at once\n")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,7 +84,11 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Stop after this checkpoint, if asked to while it was written."""
-        return self._stop(control, args, save=False)
+        control = self._stop(control, args, save=False)
+        if self.interrupted and self._limit is None:
+            # With a limit of 1, the Trainer ends by removing the newest checkpoint and leaving the best.
+            self._limit, args.save_total_limit = args.save_total_limit, None
+        return control
 
     def _stop(self, control: TrainerControl, args: TrainingArguments, *, save: bool) -> TrainerControl:
         if self._anyone_interrupted(args):
@@ -104,17 +111,22 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         self.close()
         if not self.interrupted:
             return
+        if self._limit is not None:
+            args.save_total_limit, self._limit = self._limit, None
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not checkpoint.is_dir():  # asked to stop after the last step, in a Trainer that does not save it
             logger.warning("training had ended when it was interrupted; its weights are in memory alone, so it goes on")
             return
-        source = Path(state.best_model_checkpoint or checkpoint)
+        source = checkpoint if state.best_model_checkpoint is None else Path(state.best_model_checkpoint)
+        kept = f"best weights so far ({source.name})"
+        if not source.is_dir() or state.best_global_step not in (None, int(source.name.rpartition("-")[2])):
+            source, kept = checkpoint, f"newest weights, since step {state.best_global_step}, the best, was not saved,"
         best = Path(args.output_dir) / BEST_DIRECTORY
         if state.is_world_process_zero:
             with atomic_directory(best) as staged:
                 for file in (file for pattern in _WEIGHTS for file in source.glob(pattern)):
                     shutil.copy2(file, staged)
         raise KeyboardInterrupt(
-            f"interrupted after step {state.global_step} of {state.max_steps}: {checkpoint} is complete, the best "
-            f"weights so far ({source.name}) are in {best}; go on with {self.how_to_resume}"
+            f"interrupted after step {state.global_step} of {state.max_steps}: {checkpoint} is complete, the "
+            f"{kept} are in {best}; go on with {self.how_to_resume}"
         )
