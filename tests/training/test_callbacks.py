@@ -57,6 +57,13 @@ def plain_trainer(tiny_base: Path, where: Path, *callbacks: object, **options: o
     )
 
 
+def close_all(trainer: Seq2SeqTrainer) -> None:
+    """An error ends a plain Trainer without an event."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, InterruptCallback | ProgressCallback):
+            callback.close()
+
+
 def ours(**options: object) -> list[object]:
     return [
         DelayedEarlyStoppingCallback(**{"start_step": 0.3, "patience": 5, **options}),
@@ -191,13 +198,10 @@ def test_nan_in_a_plain_trainer_stops_before_the_weights_change(tiny_base, tmp_p
     def spoil() -> None:
         next(weight for weight in trainer.model.parameters() if weight.grad is not None).grad.fill_(float("nan"))
 
-    callbacks = ours()
-    trainer = plain_trainer(tiny_base, tmp_path, AtEvent("on_pre_optimizer_step", 5, spoil), *callbacks)
+    trainer = plain_trainer(tiny_base, tmp_path, AtEvent("on_pre_optimizer_step", 5, spoil), *ours())
     with pytest.raises(RefineError, match="not finite at step 6: likely the learning rate"):
         trainer.train()
-    for callback in callbacks:  # an error ends a plain Trainer without an event
-        if isinstance(callback, InterruptCallback | ProgressCallback):
-            callback.close()
+    close_all(trainer)
     assert signal.getsignal(signal.SIGINT) is HANDLER
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
 
@@ -208,6 +212,7 @@ def test_a_loss_that_is_nan_with_gradients_of_zero_is_found(tiny_base, tmp_path)
         row["labels"] = torch.full((4,), -100)
     with pytest.raises(RefineError, match="the loss is not finite at step 1: likely the learning rate"):
         trainer.train()
+    close_all(trainer)
 
 
 def test_on_a_terminal_one_line_is_kept_up_to_date(tiny_base, tmp_path, capsys, monkeypatch):

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from runs import train_tiny, weights
+from runs import AtEvent, same, train_tiny, weights
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -103,13 +103,11 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, rows: int, in_backward: bo
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     tiny_base, corpus, terms, tmp_path, monkeypatch, caplog, in_backward
 ):
-    from t5refine_peft import AdapterConfig
-
-    plain = {"adapter": AdapterConfig(rank=4, dropout=0.0)}
-    train_tiny(tiny_base, corpus, terms, tmp_path / "small", config={**plain, "micro_batch": 2})
+    """Dropout draws the masks that it draws for small micro-batches from the start."""
+    train_tiny(tiny_base, corpus, terms, tmp_path / "small", config={"micro_batch": 2})
     out_of_memory(monkeypatch, rows=2, in_backward=in_backward)
     caplog.set_level(logging.WARNING, logger="t5refine_peft")
-    train_tiny(tiny_base, corpus, terms, tmp_path / "halved", config={**plain, "micro_batch": 8})
+    train_tiny(tiny_base, corpus, terms, tmp_path / "halved", config={"micro_batch": 8})
     told = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
     assert told[:2] == [
         "out of memory at step 1: micro-batch 8 -> 4 passages; the batch and its order stay as they were",
@@ -120,6 +118,19 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     for name, expected in small.items():
         distance = (halved[name].float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-6)
         assert distance < 0.01, name  # bf16 on disk
+
+
+def test_a_run_whose_memory_ran_out_resumes_to_the_same_adapter(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    """On a GPU that has more to spare now, say: the batches are still cut as they were."""
+    with monkeypatch.context() as patch:
+        out_of_memory(patch, rows=2, in_backward=False)
+        train_tiny(tiny_base, corpus, terms, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        out_of_memory(patch, rows=2, in_backward=False)
+        with pytest.raises(ZeroDivisionError):
+            train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[AtEvent("on_step_end", 7, lambda: 1 // 0)])
+    train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path))
 
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

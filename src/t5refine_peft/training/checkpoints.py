@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -223,22 +222,6 @@ def write_state(path: Path, state: Any) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path.write_bytes(buffer.getbuffer())
-
-
-def random_states() -> dict[str, Any]:
-    """The states of all generators of this process, as the Trainer reads them back."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = (
-            torch.cuda.random.get_rng_state_all()
-            if torch.distributed.is_initialized()
-            else torch.cuda.random.get_rng_state()
-        )
-    return states
 
 
 def _digest_values(digest: Any, array: pa.Array) -> None:

@@ -43,7 +43,8 @@ from t5refine_peft.training.setup import RunSetup, build_trainer, check_trackers
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 _NO_BEARING = {"device", "memory_bytes", "report_to", "save_steps"}
-"""Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such."""
+"""Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such. The
+memory decides how a batch is cut, which a checkpoint keeps."""
 
 _OF_NO_WEIGHT = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
 """What a base's configuration says of where it is from and of decoding."""
