@@ -12,6 +12,7 @@ from runs import AtEvent, kill_in_evaluation, kill_in_flush, kill_in_step, run_a
 from t5refine_peft import AdapterConfig, Glossary, Quantization, RefineError, load_base
 from t5refine_peft.corpus.preparation import prepare_dataset
 from t5refine_peft.corpus.term_lists import Term
+from t5refine_peft.training import train
 from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
 
 HANDLER = signal.getsignal(signal.SIGINT)
@@ -60,6 +61,29 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(whole, tiny_base, corpus
     assert signal.getsignal(signal.SIGINT) is HANDLER
     train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
     assert same(weights(where), weights(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_before_and_after_training_says_how_to_go_on(
+    whole, tiny_base, corpus, terms, tmp_path, monkeypatch, number
+):
+    where, _ = whole
+    former = signal.getsignal(number)
+
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "answer_terms", interrupted)  # the base's answers
+        with pytest.raises(KeyboardInterrupt, match="before training began, so there is nothing to save"):
+            train_tiny(tiny_base, corpus, terms, tmp_path)
+    shutil.copytree(where / "runs", tmp_path / "runs", dirs_exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "measure_confidence", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"before the trained adapter .* go on with train_adapter"):
+            train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert signal.getsignal(number) is former
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == []
 
 
 def test_a_run_whose_training_had_ended_is_not_trained_further(whole, tiny_base, corpus, terms, tmp_path):

@@ -7,8 +7,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,7 +26,36 @@ EXIT_CODE = 130
 """What a shell reports for a program that was ended by Ctrl+C."""
 
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 _WEIGHTS = ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json")
+
+
+@contextmanager
+def told_interruption(words: str) -> Iterator[None]:
+    """Within this context the signals of `InterruptCallback` raise `KeyboardInterrupt(words)` at once: before and after
+    training there is nothing to save. In another thread than the main one it does nothing."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(words)
+
+    former = _take_signals(handle)
+    try:
+        yield
+    finally:
+        _give_back(former)
+
+
+def _take_signals(handle: Callable[[int, FrameType | None], None]) -> dict[int, _Handler]:
+    """Have `handle` called; gives whoever was called before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handle) for number in _SIGNALS}
+
+
+def _give_back(former: dict[int, _Handler]) -> None:
+    while former:
+        number, handler = former.popitem()
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 class InterruptCallback(TrainerCallback):  # type: ignore[misc]
@@ -43,21 +72,18 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         self.how_to_resume = how_to_resume
         self.interrupted = False
         self._limit: int | None = None
-        self._former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._former: dict[int, _Handler] = {}
 
     def close(self) -> None:
         """Give the signals back to whoever had them; where training ends in an error no event does it."""
-        while self._former:
-            number, handler = self._former.popitem()
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
+        _give_back(self._former)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take over the signals."""
         self.interrupted = False
-        if threading.current_thread() is threading.main_thread() and not self._former:
-            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._former = self._former or _take_signals(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:

@@ -35,7 +35,7 @@ from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
 from t5refine_peft.storage import atomic_directory, check_writable, recover
 from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits, fingerprint_values
-from t5refine_peft.training.interrupt import InterruptCallback
+from t5refine_peft.training.interrupt import InterruptCallback, told_interruption
 from t5refine_peft.training.planning import capped_memory
 from t5refine_peft.training.processes import is_first_process, process_count
 from t5refine_peft.training.record import save_as_given
@@ -113,7 +113,8 @@ def train_adapter(
     Raises:
         RefineError: anything wrong with what was given, with nothing written then; a run to resume that is not this
             one; numbers that are no longer finite; a disk that takes no more.
-        KeyboardInterrupt: at the first Ctrl+C or SIGTERM, when the step has ended and a checkpoint is written.
+        KeyboardInterrupt: at the first Ctrl+C or SIGTERM, when the step has ended and a checkpoint is written; before
+            and after training at once.
     """
     started = time.monotonic()
     config = config or TrainingConfig()
@@ -123,13 +124,14 @@ def train_adapter(
     if is_first_process():
         check_writable(target.parent)
         check_writable(run.path.parent)
-    setup = set_up(corpus, glossary=glossary, base=base, config=config)
-    loaded, data, collator, plan = setup.base, setup.data, setup.collator, setup.plan
-    splits, config = data.splits, data.config
-    checkpoint = _begin(run, target, _identity(setup), resume)
-    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
-    with capped_memory(plan, loaded.device):
-        base_answers = answer_terms(loaded.model, loaded, test, collator)
+    with told_interruption("interrupted before training began, so there is nothing to save: start it again"):
+        setup = set_up(corpus, glossary=glossary, base=base, config=config)
+        loaded, data, collator, plan = setup.base, setup.data, setup.collator, setup.plan
+        splits, config = data.splits, data.config
+        checkpoint = _begin(run, target, _identity(setup), resume)
+        test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
+        with capped_memory(plan, loaded.device):
+            base_answers = answer_terms(loaded.model, loaded, test, collator)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
     interrupt = next(
@@ -160,6 +162,8 @@ def train_adapter(
             plan=plan,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        after = f"interrupted before the trained adapter was written; go on with {interrupt.how_to_resume}"
+        afterwards.enter_context(told_interruption(after))
         state = trainer.state
         best_step = state.best_global_step or state.global_step
         stopped = f"{config.metric} no longer got better" if stopping.stopped else "all steps were done"
