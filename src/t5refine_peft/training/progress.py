@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -168,7 +168,7 @@ class _Pace:
     def __init__(
         self,
         *,
-        seconds_a_step: float | None = None,
+        steps: Iterable[tuple[float, int]] = (),
         steps_done: int = 0,
         pauses: Mapping[str, tuple[float, int]] | None = None,
     ) -> None:
@@ -176,8 +176,7 @@ class _Pace:
         self._began: float | None = None
         self._mark = 0.0
         self._tokens = 0
-        self._steps: deque[tuple[float, int]] = deque(maxlen=_STEPS_LOOKED_BACK)
-        self._seconds_a_step = seconds_a_step
+        self._steps = deque(steps, maxlen=_STEPS_LOOKED_BACK)  # seconds and tokens of each
         self._steps_done = steps_done
         self._pauses = dict(pauses or {})  # kind -> seconds of all, and how many steps were done at the newest
 
@@ -188,7 +187,6 @@ class _Pace:
     def step(self, tokens: int) -> None:
         now = time.monotonic()
         self._steps.append((now - self._mark, tokens - self._tokens))
-        self._seconds_a_step = sum(seconds for seconds, _ in self._steps) / len(self._steps)
         self._steps_done += 1
         self._mark, self._tokens = now, tokens
 
@@ -207,12 +205,13 @@ class _Pace:
 
     def left(self, steps: int) -> float | None:
         """Seconds for `steps` more with their pauses; None before the first step of all."""
-        if self._seconds_a_step is None:
+        if not self._steps:
             return None
-        return steps * (self._seconds_a_step + sum(seconds / at for seconds, at in self._pauses.values() if at))
+        average = sum(seconds for seconds, _ in self._steps) / len(self._steps)
+        return steps * (average + sum(seconds / at for seconds, at in self._pauses.values() if at))
 
     def state(self) -> dict[str, Any]:
-        return {"seconds_a_step": self._seconds_a_step, "steps_done": self._steps_done, "pauses": self._pauses}
+        return {"steps": list(self._steps), "steps_done": self._steps_done, "pauses": self._pauses}
 
 
 def _newest(state: TrainerState, key: str, *, step: int | None = None) -> str:
