@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,8 @@ def test_a_second_training_begins_with_nothing_of_the_first(tiny_base, tmp_path)
 
 
 def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path):
-    interrupt = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt)
+    pressed = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), pressed)
     with pytest.raises(KeyboardInterrupt, match=r"after step 5 of 8: .*checkpoint-5 is complete, the best weights .*4"):
         trainer.train()
     assert json.loads((tmp_path / "checkpoint-5" / "trainer_state.json").read_text())["global_step"] == 5
@@ -117,8 +118,8 @@ def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path
 
 
 def test_ctrl_c_keeps_the_newest_where_the_trainer_would_leave_the_best_alone(tiny_base, tmp_path):
-    interrupt = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt, save_total_limit=1)
+    pressed = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), pressed, save_total_limit=1)
     with pytest.raises(KeyboardInterrupt, match=r"checkpoint-5 is complete, the best weights so far \(checkpoint-4\)"):
         trainer.train()
     assert (tmp_path / "checkpoint-5" / "optimizer.pt").is_file()
@@ -127,8 +128,8 @@ def test_ctrl_c_keeps_the_newest_where_the_trainer_would_leave_the_best_alone(ti
 
 
 def test_ctrl_c_does_not_call_the_newest_weights_the_best(tiny_base, tmp_path):
-    interrupt = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt, save_steps=3, load_best_model_at_end=False)
+    pressed = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), pressed, save_steps=3, load_best_model_at_end=False)
     with pytest.raises(KeyboardInterrupt, match="the newest weights, since step 4, the best, was not saved, are in"):
         trainer.train()
     best, newest = (tmp_path / name / "adapter_model.safetensors" for name in ("best", "checkpoint-5"))
@@ -159,6 +160,15 @@ def test_ctrl_c_after_the_last_step_claims_no_checkpoint_that_is_not_there(tiny_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_break_of_windows_is_heeded_as_ctrl_c(tiny_base, tmp_path, monkeypatch):
+    """Windows has SIGBREAK and can't raise SIGTERM from outside; any other signal stands for it here."""
+    number = signal.SIGINT if sys.platform == "win32" else signal.SIGUSR1
+    monkeypatch.setattr(signal, "SIGBREAK", number, raising=False)
+    pressed = AtEvent("on_step_begin", 4, lambda: signal.raise_signal(number))
+    with pytest.raises(KeyboardInterrupt, match="checkpoint-5 is complete"):
+        plain_trainer(tiny_base, tmp_path, *ours(), pressed).train()
+
+
 def test_a_second_ctrl_c_stops_at_once(tiny_base, tmp_path):
     def twice() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -173,8 +183,8 @@ def test_a_second_ctrl_c_stops_at_once(tiny_base, tmp_path):
 
 
 def test_ctrl_c_in_an_evaluation_is_heeded_after_it(tiny_base, tmp_path):
-    interrupt = AtEvent("on_prediction_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    trainer = plain_trainer(tiny_base, tmp_path, *ours(), interrupt)
+    pressed = AtEvent("on_prediction_step", 4, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), pressed)
     trainer.callback_handler.callbacks[-1].on_prediction_step, act = (
         lambda *_, **__: None,
         trainer.callback_handler.callbacks[-1].on_prediction_step,

@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from t5refine_peft import RefineError
 from t5refine_peft.training import trainer
-from t5refine_peft.training.callbacks import HealthCallback
+from t5refine_peft.training.callbacks import HealthCallback, ProgressCallback
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
 
@@ -63,6 +63,15 @@ def test_the_documents_are_those_of_the_batch():
     seen += [list(sampler)[at : at + 8] for at in (0, 8, 16)]
     assert [sampler.of_step(step) for step in range(1, 7)] == seen
     assert all(len(batch) == 8 for batch in seen)
+
+
+def test_a_run_that_ends_in_an_error_gives_the_terminal_back(tiny_base, corpus, terms, tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, at=12)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with pytest.raises(RefineError):
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[ProgressCallback()])
+    told = capsys.readouterr().err
+    assert told.rindex("\x1b[?25h") > told.rindex("\x1b[?25l")  # the cursor went, and came back
 
 
 def test_a_quantised_base_is_suspected_first(tmp_path):

@@ -25,7 +25,6 @@ BEST_DIRECTORY = "best"
 EXIT_CODE = 130
 """What a shell reports for a program that was ended by Ctrl+C."""
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 _WEIGHTS = ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json")
 
@@ -45,11 +44,16 @@ def told_interruption(words: str) -> Iterator[None]:
         _give_back(former)
 
 
+def _signals() -> list[int]:
+    """SIGBREAK is there on Windows alone."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
+
 def _take_signals(handle: Callable[[int, FrameType | None], None]) -> dict[int, _Handler]:
     """Have `handle` called; gives whoever was called before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {number: signal.signal(number, handle) for number in _SIGNALS}
+    return {number: signal.signal(number, handle) for number in _signals()}
 
 
 def _give_back(former: dict[int, _Handler]) -> None:

@@ -38,6 +38,7 @@ from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, finger
 from t5refine_peft.training.interrupt import InterruptCallback, told_interruption
 from t5refine_peft.training.planning import capped_memory
 from t5refine_peft.training.processes import is_first_process, process_count
+from t5refine_peft.training.progress import ProgressCallback
 from t5refine_peft.training.record import save_as_given
 from t5refine_peft.training.setup import RunSetup, build_trainer, check_trackers, set_up
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
@@ -140,7 +141,9 @@ def train_adapter(
     )
     with capped_memory(plan, loaded.device), ExitStack() as afterwards:
         afterwards.callback(model.unload)
-        afterwards.callback(interrupt.close)
+        for callback in (interrupt, *callbacks):
+            if isinstance(callback, InterruptCallback | ProgressCallback):
+                afterwards.callback(callback.close)  # an error ends training without an event
         stopping = DelayedEarlyStoppingCallback(
             start_step=config.start_step,
             patience=config.patience,
