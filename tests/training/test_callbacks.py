@@ -119,11 +119,12 @@ def test_ctrl_c_in_a_plain_trainer_keeps_checkpoint_and_best(tiny_base, tmp_path
 
 def test_ctrl_c_keeps_the_newest_where_the_trainer_would_leave_the_best_alone(tiny_base, tmp_path):
     pressed = AtEvent("on_step_begin", 4, lambda: os.kill(os.getpid(), signal.SIGINT))
-    trainer = plain_trainer(tiny_base, tmp_path, *ours(), pressed, save_total_limit=1)
+    trainer = plain_trainer(tiny_base, tmp_path, *ours(), pressed, save_total_limit=1, save_only_model=True)
     with pytest.raises(KeyboardInterrupt, match=r"checkpoint-5 is complete, the best weights so far \(checkpoint-4\)"):
         trainer.train()
-    assert (tmp_path / "checkpoint-5" / "optimizer.pt").is_file()
-    assert trainer.args.save_total_limit == 1
+    assert not (tmp_path / "checkpoint-4" / "optimizer.pt").exists()
+    assert (tmp_path / "checkpoint-5" / "optimizer.pt").is_file()  # else it could not be gone on from
+    assert (trainer.args.save_total_limit, trainer.args.save_only_model) == (1, True)
     plain_trainer(tiny_base, tmp_path, *ours(), save_total_limit=1).train(resume_from_checkpoint=True)
 
 

@@ -75,7 +75,7 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         """Take the words that tell the user how to go on."""
         self.how_to_resume = how_to_resume
         self.interrupted = False
-        self._limit: int | None = None
+        self._given: dict[str, Any] = {}
         self._former: dict[int, _Handler] = {}
 
     def close(self) -> None:
@@ -115,16 +115,21 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         """Stop after this checkpoint, if asked to while it was written."""
         control = self._stop(control, args, save=False)
-        if self.interrupted and self._limit is None:
-            # With a limit of 1, the Trainer ends by removing the newest checkpoint and leaving the best.
-            self._limit, args.save_total_limit = args.save_total_limit, None
+        if self.interrupted:  # with a limit of 1, the Trainer ends by removing the newest checkpoint beside the best
+            self._change(args, "save_total_limit", None)
         return control
 
     def _stop(self, control: TrainerControl, args: TrainingArguments, *, save: bool) -> TrainerControl:
         if self._anyone_interrupted(args):
             control.should_training_stop = True
             control.should_save = control.should_save or save
+            self._change(args, "save_only_model", False)  # weights alone can't be gone on from
         return control
+
+    def _change(self, args: TrainingArguments, name: str, value: Any) -> None:
+        """Set an argument of the Trainer until it ends."""
+        self._given.setdefault(name, getattr(args, name))
+        setattr(args, name, value)
 
     def _anyone_interrupted(self, args: TrainingArguments) -> bool:
         """Whether any process was asked to stop: all have to stop after the same step."""
@@ -139,10 +144,10 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Give the signals back; after an interruption, keep the best weights and raise `KeyboardInterrupt`."""
         self.close()
-        if not self.interrupted:
+        while self._given:
+            setattr(args, *self._given.popitem())
+        if not self._anyone_interrupted(args):
             return
-        if self._limit is not None:
-            args.save_total_limit, self._limit = self._limit, None
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not checkpoint.is_dir():  # asked to stop after the last step, in a Trainer that does not save it
             logger.warning("training had ended when it was interrupted; its weights are in memory alone, so it goes on")
