@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,30 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path):
     ):
         raise OSError(28, "No space left on device")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [KeyboardInterrupt, OSError(5, "Input/output error")])
+def test_the_old_comes_back_when_the_new_cannot_take_its_place(tmp_path: Path, monkeypatch, cut):
+    """A second Ctrl+C reaches a program between the two renames as well."""
+    write_file(tmp_path / "out" / "a", b"old")
+    real = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name.endswith(".part"):
+            raise cut
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises((KeyboardInterrupt, RefineError)), atomic_directory(tmp_path / "out") as staged:
+        (staged / "a").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out" / "a").read_text() == "old"
+
+
+def test_a_reason_is_told_for_several_files_too(tmp_path: Path):
+    several = shutil.Error([("a", "b", "No space left on device")])
+    with pytest.raises(RefineError, match="No space left on device"), atomic_directory(tmp_path / "out"):
+        raise several
 
 
 def test_fingerprints_depend_on_names_and_contents(tmp_path: Path):

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from t5refine_peft.traps import Finding, try_traps
+from t5refine_peft.traps.finding import Finding
+from t5refine_peft.traps.trying import try_traps
 
 _PACKAGES = (
     "t5refine-peft",

@@ -27,7 +27,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_STAGED, dir=target.parent))
     except OSError as error:
-        raise RefineError(f"{target} can't be written: {error.strerror}; choose another directory") from None
+        raise RefineError(f"{target} can't be written: {reason(error)}; choose another directory") from None
     try:
         yield staged
         for file in staged.rglob("*"):
@@ -37,7 +37,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         _replace(staged, target)
         _flush_directory(target.parent)
     except OSError as error:
-        raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
+        raise RefineError(f"{target} can't be written: {reason(error)}; what was there is unchanged") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -56,10 +56,15 @@ def atomic_file(target: Path) -> Iterator[Path]:
         temporary.replace(target)
         _flush_directory(target.parent)
     except OSError as error:
-        raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
+        raise RefineError(f"{target} can't be written: {reason(error)}; what was there is unchanged") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def reason(error: OSError) -> str:
+    """Why the system would not; those that Python raises for several files at once have no one reason of their own."""
+    return error.strerror or str(error)
 
 
 def free_path(path: str | Path) -> Path:
@@ -83,7 +88,7 @@ def write_file(target: Path, content: bytes) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RefineError(f"{target} can't be written: {error.strerror}; what was there is unchanged") from error
+        raise RefineError(f"{target} can't be written: {reason(error)}; what was there is unchanged") from error
     with atomic_file(target) as temporary:
         temporary.write_bytes(content)
 
@@ -99,7 +104,7 @@ def check_writable(directory: Path) -> None:
         with tempfile.TemporaryFile(dir=nearest) as probe:
             probe.write(b"\0")
     except OSError as error:
-        raise RefineError(f"{directory} can't be written: {error.strerror}; choose another directory") from None
+        raise RefineError(f"{directory} can't be written: {reason(error)}; choose another directory") from None
 
 
 def remove_directory(directory: Path) -> None:
@@ -143,11 +148,12 @@ def _replace(staged: Path, target: Path) -> None:
         staged.rename(target)
         return
     aside = staged.with_name(staged.name + _ASIDE)
-    target.rename(aside)
     try:
+        target.rename(aside)
         staged.rename(target)
-    except OSError:
-        aside.rename(target)
+    except BaseException:  # a second Ctrl+C too comes between them
+        if aside.exists() and not target.exists():
+            aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
 

@@ -4,13 +4,13 @@ import logging
 
 import pytest
 import torch
-from runs import train_tiny, weights
+from runs import AtEvent, same, train_tiny, weights
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from t5refine_peft import RefineError
 from t5refine_peft.training import trainer
-from t5refine_peft.training.callbacks import HealthCallback
+from t5refine_peft.training.callbacks import HealthCallback, ProgressCallback
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
 
@@ -33,13 +33,14 @@ def test_a_loss_that_is_not_finite_stops_with_step_documents_and_cause(
 ):
     spoil(monkeypatch, at=12, factor=factor)  # the second micro-batch of step 6
     with pytest.raises(RefineError) as raised:
-        train_tiny(tiny_base, corpus, terms, tmp_path)
+        train_tiny(tiny_base, corpus, terms, tmp_path, config={"save_steps": 12})  # each evaluation saves as well
     sentence = str(raised.value)
     assert sentence.startswith("the loss or its gradient is not finite at step 6 (its batch: ")
     assert sentence.split("(its batch: ")[1].split(")", maxsplit=1)[0].count(", ") == 7
     assert "likely the learning rate 0.01 is too high; train anew with a third of it" in sentence
-    assert "the checkpoints in" in sentence
-    assert (tmp_path / "runs" / "heart" / "checkpoint-4" / "trainer_state.json").is_file()
+    newest = tmp_path / "runs" / "heart" / "checkpoint-4"
+    assert sentence.endswith(f"; {newest} is as it was")
+    assert (newest / "trainer_state.json").is_file()
     assert not (tmp_path / "adapters" / "heart").exists()
 
 
@@ -62,6 +63,15 @@ def test_the_documents_are_those_of_the_batch():
     seen += [list(sampler)[at : at + 8] for at in (0, 8, 16)]
     assert [sampler.of_step(step) for step in range(1, 7)] == seen
     assert all(len(batch) == 8 for batch in seen)
+
+
+def test_a_run_that_ends_in_an_error_gives_the_terminal_back(tiny_base, corpus, terms, tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, at=12)
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with pytest.raises(RefineError):
+        train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[ProgressCallback()])
+    told = capsys.readouterr().err
+    assert told.rindex("\x1b[?25h") > told.rindex("\x1b[?25l")  # the cursor went, and came back
 
 
 def test_a_quantised_base_is_suspected_first(tmp_path):
@@ -102,13 +112,11 @@ def out_of_memory(monkeypatch: pytest.MonkeyPatch, *, rows: int, in_backward: bo
 def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     tiny_base, corpus, terms, tmp_path, monkeypatch, caplog, in_backward
 ):
-    from t5refine_peft import AdapterConfig
-
-    plain = {"adapter": AdapterConfig(rank=4, dropout=0.0)}
-    train_tiny(tiny_base, corpus, terms, tmp_path / "small", config={**plain, "micro_batch": 2})
+    """Dropout draws the masks that it draws for small micro-batches from the start."""
+    train_tiny(tiny_base, corpus, terms, tmp_path / "small", config={"micro_batch": 2})
     out_of_memory(monkeypatch, rows=2, in_backward=in_backward)
     caplog.set_level(logging.WARNING, logger="t5refine_peft")
-    train_tiny(tiny_base, corpus, terms, tmp_path / "halved", config={**plain, "micro_batch": 8})
+    train_tiny(tiny_base, corpus, terms, tmp_path / "halved", config={"micro_batch": 8})
     told = [record.getMessage() for record in caplog.records if "out of memory" in record.getMessage()]
     assert told[:2] == [
         "out of memory at step 1: micro-batch 8 -> 4 passages; the batch and its order stay as they were",
@@ -119,6 +127,19 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_nothing_else(
     for name, expected in small.items():
         distance = (halved[name].float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-6)
         assert distance < 0.01, name  # bf16 on disk
+
+
+def test_a_run_whose_memory_ran_out_resumes_to_the_same_adapter(tiny_base, corpus, terms, tmp_path, monkeypatch):
+    """On a GPU that has more to spare now, say: the batches are still cut as they were."""
+    with monkeypatch.context() as patch:
+        out_of_memory(patch, rows=2, in_backward=False)
+        train_tiny(tiny_base, corpus, terms, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        out_of_memory(patch, rows=2, in_backward=False)
+        with pytest.raises(ZeroDivisionError):
+            train_tiny(tiny_base, corpus, terms, tmp_path, callbacks=[AtEvent("on_step_end", 7, lambda: 1 // 0)])
+    train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert same(weights(tmp_path / "whole"), weights(tmp_path))
 
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -45,6 +47,33 @@ def test_time_left_comes_from_the_last_steps_and_the_pauses_between_them(tmp_pat
     assert "rate 0.0005, 250 tokens/s" in line
     assert ", middle, " in line
     assert line.endswith("2:04:20 passed, 0:39:00 left")  # 900 steps of 2 s, 9 pauses of 60 s
+    state.stateful_callbacks["ProgressCallback"] = json.loads(json.dumps(callback.state()))
+    resumed = ProgressCallback(label="x")  # in a Trainer that brings no states back by itself
+    resumed.on_train_begin(arguments, state, control)
+    assert resumed.line(state).endswith("2:04:20 passed, 0:39:00 left")
+    clock.now += 22.0  # a first step is slow: one of the fifty that are looked back on
+    resumed.on_step_end(arguments, state, control)
+    assert resumed.line(state).endswith("2:04:42 passed, 0:45:00 left")
+
+
+def test_saves_without_evaluations_are_shared_out_once(tmp_path, monkeypatch):
+    clock, control = Clock(), TrainerControl()
+    monkeypatch.setattr(progress, "time", clock)
+    arguments, state = TrainingArguments(str(tmp_path)), TrainerState(max_steps=2000, eval_steps=500)
+    callback = ProgressCallback()
+    callback.on_train_begin(arguments, state, control)
+    for state.global_step in range(1, 1001):
+        clock.now += 2.0
+        callback.on_step_end(arguments, state, control)
+        if state.global_step % 10 == 0:
+            clock.now += 5.0
+            callback.on_save(arguments, state, control)
+    assert callback.line(state).endswith("0:41:40 passed, 0:41:40 left")
+
+
+def test_what_it_was_given_survives_a_checkpoint():
+    callback = ProgressCallback(label="x", live=False)
+    assert ProgressCallback.from_state(json.loads(json.dumps(callback.state())))._may_live is False
 
 
 def test_evaluations_are_a_table_with_the_change_against_the_best(tmp_path, capsys):

@@ -11,7 +11,9 @@ from runs import AtEvent, kill_in_evaluation, kill_in_flush, kill_in_step, run_a
 
 from t5refine_peft import AdapterConfig, Glossary, Quantization, RefineError, load_base
 from t5refine_peft.corpus.preparation import prepare_dataset
-from t5refine_peft.training.checkpoints import RunDirectory, fingerprint_splits
+from t5refine_peft.corpus.term_lists import Term
+from t5refine_peft.training import train
+from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
 
 HANDLER = signal.getsignal(signal.SIGINT)
 """What Ctrl+C does where no training is; a run in the background ignores it."""
@@ -59,6 +61,29 @@ def test_an_interrupted_run_resumes_to_the_same_adapter(whole, tiny_base, corpus
     assert signal.getsignal(signal.SIGINT) is HANDLER
     train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
     assert same(weights(where), weights(tmp_path))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_before_and_after_training_says_how_to_go_on(
+    whole, tiny_base, corpus, terms, tmp_path, monkeypatch, number
+):
+    where, _ = whole
+    former = signal.getsignal(number)
+
+    def interrupted(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "answer_terms", interrupted)  # the base's answers
+        with pytest.raises(KeyboardInterrupt, match="before training began, so there is nothing to save"):
+            train_tiny(tiny_base, corpus, terms, tmp_path)
+    shutil.copytree(where / "runs", tmp_path / "runs", dirs_exist_ok=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "measure_confidence", interrupted)
+        with pytest.raises(KeyboardInterrupt, match=r"before the trained adapter .* go on with train_adapter"):
+            train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+    assert signal.getsignal(number) is former
+    assert [path.name for path in (tmp_path / "adapters").iterdir()] == []
 
 
 def test_a_run_whose_training_had_ended_is_not_trained_further(whole, tiny_base, corpus, terms, tmp_path):
@@ -196,19 +221,59 @@ def test_another_base_is_refused(whole, tiny_base, corpus, terms, tmp_path):
         train_tiny(tmp_path / "base", corpus, terms, tmp_path, resume=True)
 
 
+def test_a_base_with_another_configuration_is_refused(whole, tiny_base, corpus, terms, tmp_path):
+    """Its dropout is not among its weights."""
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    shutil.copytree(tiny_base, tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dropout_rate": 0.3}))
+    with pytest.raises(RefineError, match="the base has changed since the run was started"):
+        train_tiny(tmp_path / "base", corpus, terms, tmp_path, resume=True)
+
+
+def test_another_weight_of_a_term_is_refused(whole, tiny_base, corpus, terms, tmp_path):
+    shutil.copytree(whole[0] / "runs", tmp_path / "runs")
+    weighted = Glossary([Term(terms[0], weight=3.0), *terms[1:]])
+    with pytest.raises(RefineError, match="the glossary has changed since the run was started"):
+        train_tiny(tiny_base, corpus, weighted, tmp_path, resume=True)
+
+
 def test_what_has_no_bearing_on_the_adapter_is_not_recorded(whole):
     record = json.loads((whole[0] / "runs" / "heart" / "run.json").read_text())
     assert "device" in record["config"]
     assert not {"memory_bytes", "report_to", "save_steps"} & record["config"].keys()
 
 
-def test_nothing_to_resume_and_a_broken_record_are_told(tiny_base, corpus, terms, tmp_path):
+@pytest.mark.parametrize("listed", ["", "{", "{}", "[]", "null", '{"optimizer.pt": "0"}', "\0\0\0"])
+def test_a_checkpoint_without_its_list_of_files_is_damaged(tmp_path, caplog, listed):
+    run = RunDirectory(tmp_path)
+    identity = RunIdentity(corpus="c", glossary=None, base="b", tokenizer="t", config={})
+    run.start(identity)
+    for step in (3, 6):
+        with run.write(step) as staged:
+            (staged / "trainer_state.json").write_text('{"best_global_step": 3}')
+            (staged / "optimizer.pt").write_bytes(b"weights")
+    (tmp_path / "checkpoint-6" / "fingerprints.json").write_text(listed)
+    assert run.resume(identity) == tmp_path / "checkpoint-3"
+    assert "checkpoint-6 is damaged: going on from before it" in caplog.text
+
+
+@pytest.mark.parametrize("held", ["{", "[]", "null", "{}", '{"config": null}', "\0"])
+def test_a_record_that_is_broken_is_told(tmp_path, held):
+    (tmp_path / "run.json").write_text(held)
+    with pytest.raises(RefineError, match=r"run\.json is broken; train without resuming"):
+        RunDirectory(tmp_path).resume(RunIdentity(corpus="c", glossary=None, base="b", tokenizer="t", config={}))
+
+
+def test_nothing_to_resume_is_told(tiny_base, corpus, terms, tmp_path):
     with pytest.raises(RefineError, match=r"nothing to resume: .* holds no run"):
         train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
-    (tmp_path / "runs" / "heart").mkdir(parents=True)
-    (tmp_path / "runs" / "heart" / "run.json").write_text("{")
-    with pytest.raises(RefineError, match=r"run\.json is broken"):
-        train_tiny(tiny_base, corpus, terms, tmp_path, resume=True)
+
+
+def test_a_record_that_cant_be_read_is_told(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(RefineError, match=r"run\.json can't be read: .*; see to it and resume"):
+        RunDirectory(tmp_path).resume(RunIdentity(corpus="c", glossary=None, base="b", tokenizer="t", config={}))
 
 
 def test_the_fingerprint_is_of_values(vocabulary, corpus, terms, tmp_path):
@@ -225,3 +290,11 @@ def test_the_fingerprint_is_of_values(vocabulary, corpus, terms, tmp_path):
     )
     assert fingerprint_splits(prepared(corpus, terms[:2]))[1] != spans
     assert fingerprint_splits(prepared([*corpus, "furosemide it is"], terms))[0] != tokens
+
+
+@pytest.mark.parametrize("change", [{"masked": [[0, 2]]}, {"context_tokens": 1}])
+def test_the_fingerprint_knows_written_masks_and_context(vocabulary, corpus, terms, change):
+    splits = prepare_dataset(corpus, vocabulary=vocabulary, glossary=Glossary(terms))
+    other = type(splits)({name: rows.map(lambda _: change, features=rows.features) for name, rows in splits.items()})
+    assert fingerprint_splits(other)[0] != fingerprint_splits(splits)[0]
+    assert fingerprint_splits(other)[1] == fingerprint_splits(splits)[1]

@@ -108,8 +108,6 @@ def train(
     except KeyboardInterrupt as error:
         print(f"t5refine: {error or 'interrupted'}", file=sys.stderr)
         raise typer.Exit(EXIT_CODE) from None
-    finally:
-        progress.close()
     _print(result, as_json)
 
 

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import logging
-import random
 import re
 import shutil
 from collections.abc import Iterator
@@ -38,11 +37,11 @@ class RunIdentity:
     """What a run depends on: where one of these has changed, going on would not be the same run."""
 
     corpus: str
-    """Fingerprint of the tokens of all splits."""
+    """Fingerprint of the tokens and written masks of all splits."""
     glossary: str | None
-    """Fingerprint of the terms and of where they were found."""
+    """Fingerprint of the terms, of their weights, and of where they were found."""
     base: str
-    """Fingerprint of the base's weights."""
+    """Fingerprint of the base's weights and configuration."""
     tokenizer: str
     config: dict[str, Any]
     """Every setting with a bearing on the result."""
@@ -86,8 +85,12 @@ class RunDirectory:
             record = json.loads((self.path / _RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise RefineError(f"nothing to resume: {self.path} holds no run; train without resuming") from None
+        except OSError as error:
+            raise RefineError(f"{self.path / _RECORD} can't be read: {error.strerror}; see to it and resume") from None
         except ValueError:
-            raise RefineError(f"{self.path / _RECORD} is broken; train without resuming") from None
+            record = None
+        if not (isinstance(record, dict) and isinstance(record.get("config"), dict)):
+            raise RefineError(f"{self.path / _RECORD} is broken; train without resuming")
         changes = identity.changes_since(record)
         if changes:
             raise RefineError(
@@ -185,21 +188,29 @@ def _is_whole(checkpoint: Path) -> bool:
     """Whether all files of a checkpoint are there as they were written."""
     try:
         files = json.loads((checkpoint / _FINGERPRINTS).read_text(encoding="utf-8"))
+        if not isinstance(files, dict) or _STATE not in files:
+            return False
         return all(fingerprint_files([checkpoint / name]) == expected for name, expected in files.items())
     except (OSError, ValueError):
         return False
 
 
 def fingerprint_splits(splits: DatasetDict) -> tuple[str, str]:
-    """Fingerprints of the tokens, and of the terms found in them, of all splits; of values, not of files."""
+    """Fingerprints of the passages, and of the terms found in them, of all splits; of values, not of files."""
     tokens, terms = hashlib.sha256(), hashlib.sha256()
+    passages = ["ids", "word_starts", "context_tokens", "masked"]
     for name in sorted(splits):
-        for digest, columns in ((tokens, ["ids", "word_starts"]), (terms, ["term_spans"])):
+        for digest, columns in ((tokens, passages), (terms, ["term_spans"])):
             digest.update(f"{name} {len(splits[name])}\n".encode())
             for table in splits[name].select_columns(columns).with_format("arrow").iter(batch_size=1000):
                 for column in columns:
                     _digest_values(digest, table[column].combine_chunks())
     return tokens.hexdigest()[:16], terms.hexdigest()[:16]
+
+
+def fingerprint_values(values: Any) -> str:
+    """Of what JSON can hold, or tells by its name, a dtype say; dictionaries in any order."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def write_state(path: Path, state: Any) -> None:
@@ -213,25 +224,10 @@ def write_state(path: Path, state: Any) -> None:
     path.write_bytes(buffer.getbuffer())
 
 
-def random_states() -> dict[str, Any]:
-    """The states of all generators of this process, as the Trainer reads them back."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = (
-            torch.cuda.random.get_rng_state_all()
-            if torch.distributed.is_initialized()
-            else torch.cuda.random.get_rng_state()
-        )
-    return states
-
-
 def _digest_values(digest: Any, array: pa.Array) -> None:
     while pa.types.is_list(array.type) or pa.types.is_large_list(array.type):
-        digest.update(np.asarray(pc.list_value_length(array), dtype=np.int64).tobytes())
+        lengths = pc.fill_null(pc.list_value_length(array), -1)  # no list is not an empty one
+        digest.update(np.asarray(lengths, dtype=np.int64).tobytes())
         array = array.flatten()
     digest.update(np.asarray(array, dtype=np.int64).tobytes())
 

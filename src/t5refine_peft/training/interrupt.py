@@ -7,7 +7,8 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +25,41 @@ BEST_DIRECTORY = "best"
 EXIT_CODE = 130
 """What a shell reports for a program that was ended by Ctrl+C."""
 
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 _WEIGHTS = ("adapter_*", "model*.safetensors*", "config.json", "generation_config.json")
+
+
+@contextmanager
+def told_interruption(words: str) -> Iterator[None]:
+    """Within this context the signals of `InterruptCallback` raise `KeyboardInterrupt(words)` at once: before and after
+    training there is nothing to save. In another thread than the main one it does nothing."""
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(words)
+
+    former = _take_signals(handle)
+    try:
+        yield
+    finally:
+        _give_back(former)
+
+
+def _signals() -> list[int]:
+    """SIGBREAK is there on Windows alone."""
+    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+
+
+def _take_signals(handle: Callable[[int, FrameType | None], None]) -> dict[int, _Handler]:
+    """Have `handle` called; gives whoever was called before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handle) for number in _signals()}
+
+
+def _give_back(former: dict[int, _Handler]) -> None:
+    while former:
+        number, handler = former.popitem()
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not set by Python
 
 
 class InterruptCallback(TrainerCallback):  # type: ignore[misc]
@@ -41,21 +75,19 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         """Take the words that tell the user how to go on."""
         self.how_to_resume = how_to_resume
         self.interrupted = False
-        self._former: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
+        self._given: dict[str, Any] = {}
+        self._former: dict[int, _Handler] = {}
 
     def close(self) -> None:
         """Give the signals back to whoever had them; where training ends in an error no event does it."""
-        while self._former:
-            number, handler = self._former.popitem()
-            signal.signal(number, handler)
+        _give_back(self._former)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take over the signals."""
         self.interrupted = False
-        if threading.current_thread() is threading.main_thread() and not self._former:
-            self._former = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        self._former = self._former or _take_signals(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.interrupted:
@@ -63,7 +95,8 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
             raise KeyboardInterrupt("stopped at once; the last complete checkpoint is as it was")
         self.interrupted = True
         # No logging here: a handler may run while the logging module holds its lock, or the stream is being written to.
-        os.write(2, b"\nfinishing the step and saving; once more stops at once\n")
+        with suppress(OSError):  # a terminal or a pipe that has gone is no reason not to save
+            os.write(2, b"\nfinishing the step and saving; once more stops at once\n")
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -81,13 +114,22 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Stop after this checkpoint, if asked to while it was written."""
-        return self._stop(control, args, save=False)
+        control = self._stop(control, args, save=False)
+        if self.interrupted:  # with a limit of 1, the Trainer ends by removing the newest checkpoint beside the best
+            self._change(args, "save_total_limit", None)
+        return control
 
     def _stop(self, control: TrainerControl, args: TrainingArguments, *, save: bool) -> TrainerControl:
         if self._anyone_interrupted(args):
             control.should_training_stop = True
             control.should_save = control.should_save or save
+            self._change(args, "save_only_model", False)  # weights alone can't be gone on from
         return control
+
+    def _change(self, args: TrainingArguments, name: str, value: Any) -> None:
+        """Set an argument of the Trainer until it ends."""
+        self._given.setdefault(name, getattr(args, name))
+        setattr(args, name, value)
 
     def _anyone_interrupted(self, args: TrainingArguments) -> bool:
         """Whether any process was asked to stop: all have to stop after the same step."""
@@ -102,19 +144,24 @@ class InterruptCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Give the signals back; after an interruption, keep the best weights and raise `KeyboardInterrupt`."""
         self.close()
-        if not self.interrupted:
+        while self._given:
+            setattr(args, *self._given.popitem())
+        if not self._anyone_interrupted(args):
             return
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if not checkpoint.is_dir():  # asked to stop after the last step, in a Trainer that does not save it
             logger.warning("training had ended when it was interrupted; its weights are in memory alone, so it goes on")
             return
-        source = Path(state.best_model_checkpoint or checkpoint)
+        source = checkpoint if state.best_model_checkpoint is None else Path(state.best_model_checkpoint)
+        kept = f"best weights so far ({source.name})"
+        if not source.is_dir() or state.best_global_step not in (None, int(source.name.rpartition("-")[2])):
+            source, kept = checkpoint, f"newest weights, since step {state.best_global_step}, the best, was not saved,"
         best = Path(args.output_dir) / BEST_DIRECTORY
         if state.is_world_process_zero:
             with atomic_directory(best) as staged:
                 for file in (file for pattern in _WEIGHTS for file in source.glob(pattern)):
                     shutil.copy2(file, staged)
         raise KeyboardInterrupt(
-            f"interrupted after step {state.global_step} of {state.max_steps}: {checkpoint} is complete, the best "
-            f"weights so far ({source.name}) are in {best}; go on with {self.how_to_resume}"
+            f"interrupted after step {state.global_step} of {state.max_steps}: {checkpoint} is complete, the "
+            f"{kept} are in {best}; go on with {self.how_to_resume}"
         )

@@ -6,10 +6,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from transformers.trainer_callback import ExportableState
 
 from t5refine_peft.errors import RefineError
 from t5refine_peft.training.cuts import cut_batch, passage_tokens
@@ -33,16 +35,30 @@ class _Limit:
     """None sets no limit."""
 
 
-class MicroBatches:
+class MicroBatches(ExportableState):  # type: ignore[misc]
     """How many passages go through the model at once; less after each time that the memory ran out.
 
-    A resumed run begins with the configured size, and finds the one that fits again.
+    A checkpoint keeps the sizes: dropout draws a mask for each micro-batch, so that a resumed run would go on with
+    other masks if it cut its batches in another way.
     """
 
     def __init__(self, *, train: int, evaluation: int, max_tokens: int | None = None) -> None:
         """Begin with this many passages in training and in evaluation, and of them at most `max_tokens` tokens."""
         self._limits = {False: _Limit(train, max_tokens), True: _Limit(evaluation, max_tokens)}
         self._latest: dict[str, torch.Tensor] = {}
+
+    @property
+    def limits(self) -> list[list[int | None]]:
+        """Passages and tokens at once, in training and in evaluation, as JSON holds them."""
+        return [[limit.passages, limit.tokens] for limit in (self._limits[False], self._limits[True])]
+
+    @limits.setter
+    def limits(self, limits: list[tuple[int, int | None]]) -> None:
+        self._limits = {evaluation: _Limit(*limits[evaluation]) for evaluation in (False, True)}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"limits": self.limits}}
 
     def split(self, inputs: dict[str, torch.Tensor], *, evaluation: bool = False) -> Iterator[dict[str, torch.Tensor]]:
         """Cut a batch, (passages, tokens) each, into parts that fit."""

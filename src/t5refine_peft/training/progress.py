@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import time
 from collections import deque
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from t5refine_peft.training.memory import memory_in_use
+from t5refine_peft.training.restoring import restore_from
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 _STEPS_LOOKED_BACK = 50
@@ -26,8 +28,9 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     On a terminal, one line is kept up to date, wrapped where it is narrow; in a log, a line is written each time that
     the Trainer logs. Both say step, share, epoch, loss, learning rate, tokens a second (where the Trainer counts them),
     memory (the GPU's peak, or the process's), phase of early stopping where there is one, time passed over all resumed
-    parts, and time left from the rate of the last steps. Each evaluation adds a row to a table: its metric, the change
-    against the best before, and the verdict, if the callback that gives one stands before this one.
+    parts, and time left: from the rate of the last steps, and the evaluations and saves between them. A checkpoint
+    keeps both, so that a resumed run tells it from the beginning. Each evaluation adds a row to a table: its metric,
+    the change against the best before, and the verdict, if the callback that gives one stands before this one.
     """
 
     def __init__(self, *, label: str = "", live: bool = True) -> None:
@@ -35,6 +38,7 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.label = label
         self._may_live = live
         self.seconds_before = 0.0
+        self.pace_before: dict[str, Any] = {}
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._live: Live | None = None
         self._state: TrainerState | None = None
@@ -46,8 +50,10 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Start the clock, and the live line on a terminal."""
-        self._state = state
-        self._pace = _Pace()
+        if not restore_from(state, self):
+            self.seconds_before, self.pace_before = 0.0, {}
+        self._state, self._logged, self._header_shown = state, {}, False
+        self._pace = _Pace(**self.pace_before)
         self._pace.start(state.num_input_tokens_seen)
         if state.is_world_process_zero and self._may_live and self._console.is_terminal:
             atexit.register(self.close)  # whatever ends the program, the terminal gets its cursor back
@@ -84,7 +90,7 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         """Add the evaluation to the table."""
-        self._pace.pause()
+        self._pace.pause("evaluation")
         name = f"eval_{(args.metric_for_best_model or 'loss').removeprefix('eval_')}"
         if name not in metrics or not state.is_world_process_zero:
             return
@@ -100,7 +106,7 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Leave the time of saving out of the steps'."""
-        self._pace.pause(again=True)
+        self._pace.pause("save")
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -134,14 +140,19 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if DelayedEarlyStoppingCallback.__name__ in state.stateful_callbacks:
             parts.append(_newest(state, "stopping_phase") or "early")
         parts.append(f"{_clock(self.seconds_before + self._pace.passed())} passed")
-        left = self._pace.left(state.max_steps - state.global_step, every=state.eval_steps)
+        left = self._pace.left(state.max_steps - state.global_step)
         parts.append("time left unknown" if left is None else f"{_clock(left)} left")
         return self._prefix() + ", ".join(parts)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of this callback."""
-        passed = self.seconds_before + self._pace.passed()
-        return {"args": {"label": self.label}, "attributes": {"seconds_before": passed}}
+        return {
+            "args": {"label": self.label, "live": self._may_live},
+            "attributes": {
+                "seconds_before": self.seconds_before + self._pace.passed(),
+                "pace_before": self._pace.state(),
+            },
+        }
 
     def _renderable(self) -> Text:
         told = self.line(self._state) if self._state else ""
@@ -152,14 +163,22 @@ class ProgressCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
 
 class _Pace:
-    """How fast the last steps went; evaluations and saves are timed apart from them."""
+    """How fast the last steps went; evaluations and saves are timed apart from them, and shared out over all steps."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        steps: Iterable[tuple[float, int]] = (),
+        steps_done: int = 0,
+        pauses: Mapping[str, tuple[float, int]] | None = None,
+    ) -> None:
+        """Go on from what `state` told of an earlier part of the run."""
         self._began: float | None = None
         self._mark = 0.0
         self._tokens = 0
-        self._steps: deque[tuple[float, int]] = deque(maxlen=_STEPS_LOOKED_BACK)
-        self._pause = 0.0
+        self._steps = deque(steps, maxlen=_STEPS_LOOKED_BACK)  # seconds and tokens of each
+        self._steps_done = steps_done
+        self._pauses = dict(pauses or {})  # kind -> seconds of all, and how many steps were done at the newest
 
     def start(self, tokens: int) -> None:
         self._began = self._mark = time.monotonic()
@@ -168,12 +187,13 @@ class _Pace:
     def step(self, tokens: int) -> None:
         now = time.monotonic()
         self._steps.append((now - self._mark, tokens - self._tokens))
+        self._steps_done += 1
         self._mark, self._tokens = now, tokens
 
-    def pause(self, *, again: bool = False) -> None:
-        """An evaluation ended now, or (`again`) the save after it."""
+    def pause(self, kind: str) -> None:
+        """An evaluation or a save ended now."""
         now = time.monotonic()
-        self._pause = now - self._mark + (self._pause if again else 0.0)
+        self._pauses[kind] = (self._pauses.get(kind, (0.0, 0))[0] + now - self._mark, self._steps_done)
         self._mark = now
 
     def passed(self) -> float:
@@ -183,12 +203,15 @@ class _Pace:
         seconds = sum(seconds for seconds, _ in self._steps)
         return sum(tokens for _, tokens in self._steps) / seconds if seconds else 0.0
 
-    def left(self, steps: int, *, every: int) -> float | None:
-        """Seconds for `steps` more with a pause after `every` so many; None before the first step."""
+    def left(self, steps: int) -> float | None:
+        """Seconds for `steps` more with their pauses; None before the first step of all."""
         if not self._steps:
             return None
         average = sum(seconds for seconds, _ in self._steps) / len(self._steps)
-        return steps * average + steps / max(1, every) * self._pause
+        return steps * (average + sum(seconds / at for seconds, at in self._pauses.values() if at))
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": list(self._steps), "steps_done": self._steps_done, "pauses": self._pauses}
 
 
 def _newest(state: TrainerState, key: str, *, step: int | None = None) -> str:

@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from t5refine_peft.errors import RefineError
+from t5refine_peft.training.restoring import restore_from
 from t5refine_peft.training.trend import theil_sen
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,9 @@ class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: i
         self.window = window
         self.metric = metric.removeprefix("eval_")
         self.greater_is_better = not self.metric.endswith("loss") if greater_is_better is None else greater_is_better
+        self._forget()
+
+    def _forget(self) -> None:
         self.best: float | None = None
         self.waited = 0
         self.recent: list[float] = []
@@ -86,6 +90,13 @@ class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: i
     def predecessor(cls) -> DelayedEarlyStoppingCallback:
         """As T5-Refiner-DomainFocus-TrainOnly waits, 6,000 steps, and 5 evaluations without 0.001 better."""
         return cls(start_step=6000, patience=5, threshold=0.001)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on from what the checkpoint holds, or begin anew: an earlier run's best is not this one's."""
+        if not restore_from(state, self):
+            self._forget()
 
     def on_evaluate(
         self,

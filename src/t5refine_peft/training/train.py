@@ -34,16 +34,21 @@ from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.card import write_card
 from t5refine_peft.registry.files import REPORT_FILE, WEIGHTS_FILE
 from t5refine_peft.storage import atomic_directory, check_writable, recover
-from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits
-from t5refine_peft.training.interrupt import InterruptCallback
+from t5refine_peft.training.checkpoints import RunDirectory, RunIdentity, fingerprint_splits, fingerprint_values
+from t5refine_peft.training.interrupt import InterruptCallback, told_interruption
 from t5refine_peft.training.planning import capped_memory
 from t5refine_peft.training.processes import is_first_process, process_count
+from t5refine_peft.training.progress import ProgressCallback
 from t5refine_peft.training.record import save_as_given
-from t5refine_peft.training.setup import build_trainer, check_trackers, set_up
+from t5refine_peft.training.setup import RunSetup, build_trainer, check_trackers, set_up
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 _NO_BEARING = {"device", "memory_bytes", "report_to", "save_steps"}
-"""Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such."""
+"""Settings that a resumed run may change: where it runs is told apart from what was asked for, and saved as such. The
+memory decides how a batch is cut, which a checkpoint keeps."""
+
+_OF_NO_WEIGHT = {"_name_or_path", "transformers_version", "architectures", "use_cache"}
+"""What a base's configuration says of where it is from and of decoding."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +114,8 @@ def train_adapter(
     Raises:
         RefineError: anything wrong with what was given, with nothing written then; a run to resume that is not this
             one; numbers that are no longer finite; a disk that takes no more.
-        KeyboardInterrupt: at the first Ctrl+C or SIGTERM, when the step has ended and a checkpoint is written.
+        KeyboardInterrupt: at the first Ctrl+C or SIGTERM, when the step has ended and a checkpoint is written; before
+            and after training at once.
     """
     started = time.monotonic()
     config = config or TrainingConfig()
@@ -119,13 +125,14 @@ def train_adapter(
     if is_first_process():
         check_writable(target.parent)
         check_writable(run.path.parent)
-    setup = set_up(corpus, glossary=glossary, base=base, config=config)
-    loaded, data, collator, plan = setup.base, setup.data, setup.collator, setup.plan
-    splits, config = data.splits, data.config
-    checkpoint = _begin(run, target, _identity(splits, data.glossary_fingerprint, loaded, config), resume)
-    test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
-    with capped_memory(plan, loaded.device):
-        base_answers = answer_terms(loaded.model, loaded, test, collator)
+    with told_interruption("interrupted before training began, so there is nothing to save: start it again"):
+        setup = set_up(corpus, glossary=glossary, base=base, config=config)
+        loaded, data, collator, plan = setup.base, setup.data, setup.collator, setup.plan
+        splits, config = data.splits, data.config
+        checkpoint = _begin(run, target, _identity(setup), resume)
+        test = TermTest.build(splits["test"], collator, limit=config.evaluation_passages, training_rows=splits["train"])
+        with capped_memory(plan, loaded.device):
+            base_answers = answer_terms(loaded.model, loaded, test, collator)
     torch.manual_seed(config.seed)
     model = add_adapter(loaded, config.adapter)
     interrupt = next(
@@ -134,7 +141,9 @@ def train_adapter(
     )
     with capped_memory(plan, loaded.device), ExitStack() as afterwards:
         afterwards.callback(model.unload)
-        afterwards.callback(interrupt.close)
+        for callback in (interrupt, *callbacks):
+            if isinstance(callback, InterruptCallback | ProgressCallback):
+                afterwards.callback(callback.close)  # an error ends training without an event
         stopping = DelayedEarlyStoppingCallback(
             start_step=config.start_step,
             patience=config.patience,
@@ -156,6 +165,8 @@ def train_adapter(
             plan=plan,
         )
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        after = f"interrupted before the trained adapter was written; go on with {interrupt.how_to_resume}"
+        afterwards.enter_context(told_interruption(after))
         state = trainer.state
         best_step = state.best_global_step or state.global_step
         stopped = f"{config.metric} no longer got better" if stopping.stopped else "all steps were done"
@@ -221,14 +232,16 @@ def train_adapter(
     )
 
 
-def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: TrainingConfig) -> RunIdentity:
+def _identity(setup: RunSetup) -> RunIdentity:
     """What the run depends on; where it is saved and told has no bearing on the adapter."""
-    tokens, terms = fingerprint_splits(splits)
-    settings = {name: value for name, value in asdict(config).items() if name not in _NO_BEARING}
+    base, data = setup.base, setup.data
+    tokens, terms = fingerprint_splits(data.splits)
+    settings = {name: value for name, value in asdict(data.config).items() if name not in _NO_BEARING}
+    shape = {name: value for name, value in base.model.config.to_dict().items() if name not in _OF_NO_WEIGHT}
     return RunIdentity(
         corpus=tokens,
-        glossary=f"{glossary}-{terms}" if glossary else terms,
-        base=base.fingerprint,
+        glossary="-".join(filter(None, [data.glossary_fingerprint, terms, _weights(setup.collator.term_weights)])),
+        base=f"{base.fingerprint}-{fingerprint_values(shape)}",
         tokenizer=base.vocabulary.fingerprint,
         config={
             **settings,
@@ -237,6 +250,11 @@ def _identity(splits: DatasetDict, glossary: str | None, base: Base, config: Tra
             "processes": process_count(),
         },
     )
+
+
+def _weights(terms: Sequence[float] | None) -> str | None:
+    """Fingerprint of the terms' weights; None where all weigh the same, with a prepared dataset's own terms say."""
+    return None if terms is None or set(terms) == {1.0} else fingerprint_values(list(terms))
 
 
 def _begin(run: RunDirectory, target: Path, identity: RunIdentity, resume: bool) -> Path | None:

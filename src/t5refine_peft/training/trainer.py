@@ -21,9 +21,10 @@ from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.lora import save_adapter
 from t5refine_peft.modeling.memory import MemoryPlan
 from t5refine_peft.modeling.objective import token_loss
-from t5refine_peft.training.checkpoints import RunDirectory, random_states, write_state
+from t5refine_peft.training.checkpoints import RunDirectory, write_state
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
+from t5refine_peft.training.randomness import random_states, restore_dropout
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 
@@ -57,6 +58,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         )
         self._checkpointed_blocks = 0 if plan is None else plan.checkpointed_blocks
         self._step_inputs: list[dict[str, torch.Tensor]] = []
+        self._step_states: dict[str, Any] = {}
         self.sampler = LengthGroupedSampler(
             lengths,
             batch=self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size,
@@ -111,8 +113,11 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """Forward and backward of a micro-batch, in smaller ones where the memory does not hold it.
 
-        A backward that failed has left part of its gradients, so those of the whole step are made anew.
+        A backward that failed has left part of its gradients, so those of the whole step are made anew, with the masks
+        of dropout that they would have had in the smaller micro-batches from the start.
         """
+        if not self._step_inputs:
+            self._step_states = random_states()
         again: list[dict[str, torch.Tensor]] = []
         while True:
             try:
@@ -123,6 +128,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             except RuntimeError as error:
                 self._micro_batches.halve(error, step=self.state.global_step + 1, processes=self.args.world_size)
             model.zero_grad()
+            restore_dropout(self._step_states)
             again = self._step_inputs
         self._step_inputs.append(inputs)
         return loss
@@ -226,7 +232,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         step, best = self.state.global_step, self.state.best_global_step
         if best is not None:
             self.state.best_model_checkpoint = str(run.checkpoint(best))
-        self.state.stateful_callbacks = _callback_states([*self.callback_handler.callbacks, self.control])
+        self.state.stateful_callbacks = _callback_states([*self._exportable(), self.control])
         with run.write(step) as staged:
             save_adapter(self.accelerator.unwrap_model(self.model), staged, dtype=torch.float32)
             write_state(staged / "optimizer.pt", self.optimizer.state_dict())
@@ -243,15 +249,19 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         self._write_checkpoint(rescue, states)
 
+    def _exportable(self) -> list[ExportableState]:
+        """What a checkpoint keeps beside weights and optimiser; the micro-batches' sizes too."""
+        callbacks = [one for one in self.callback_handler.callbacks if isinstance(one, ExportableState)]
+        return [*callbacks, self._micro_batches]
+
     def _load_callback_state(self) -> None:
         """Restore the callbacks in place: whoever holds one sees its state, and their order stays."""
         kept = {
             name: list(states) if isinstance(states, list) else [states]
             for name, states in self.state.stateful_callbacks.items()
         }
-        for callback in self.callback_handler.callbacks:
-            states = kept.get(type(callback).__name__)
-            if isinstance(callback, ExportableState) and states:
+        for callback in self._exportable():
+            if states := kept.get(type(callback).__name__):
                 for name, value in states.pop(0)["attributes"].items():
                     setattr(callback, name, value)
 
@@ -278,10 +288,9 @@ def _clearing(model: torch.nn.Module, weights: Sequence[torch.nn.Parameter]) -> 
         del model.zero_grad  # the class's own comes forth again
 
 
-def _callback_states(callbacks: list[Any]) -> dict[str, Any]:
+def _callback_states(callbacks: list[ExportableState]) -> dict[str, Any]:
     """As the Trainer keeps them: by class, a list where there are several of one."""
     states: dict[str, list[Any]] = {}
     for callback in callbacks:
-        if isinstance(callback, ExportableState):
-            states.setdefault(type(callback).__name__, []).append(callback.state())
+        states.setdefault(type(callback).__name__, []).append(callback.state())
     return {name: found if len(found) > 1 else found[0] for name, found in states.items()}

@@ -1,0 +1,1 @@
+"""Known traps of the installed libraries, each tried in a moment on a tiny model."""
