@@ -10,7 +10,7 @@ from t5refine_peft.errors import RefineError
 from t5refine_peft.registry import archive
 from t5refine_peft.registry.card import read_card
 from t5refine_peft.registry.files import CONFIG_FILE
-from t5refine_peft.registry.fit import BaseIdentity, check_fingerprints, check_fit
+from t5refine_peft.registry.fit import BaseIdentity, check_fit
 from t5refine_peft.registry.layout import AdapterLayout, read_layout
 from t5refine_peft.registry.names import check_name, is_name
 from t5refine_peft.registry.summary import AdapterSummary, summarize
@@ -110,14 +110,6 @@ class AdapterRegistry:
     def summaries(self) -> list[AdapterSummary]:
         """What lies here, by name; broken adapters are told as such."""
         return [summarize(name, self.directory / name) for name in self.names()]
-
-    def check_base(self, name: str, *, base_name: str, base_fingerprint: str) -> None:
-        """Refuse an adapter that was made for another base.
-
-        Raises:
-            RefineError: the card names other weights.
-        """
-        check_fingerprints(name, self.card(name), base_name=base_name, base_fingerprint=base_fingerprint)
 
     def check(self, name: str, base: BaseIdentity) -> AdapterLayout:
         """See that an adapter can be loaded on a base, before a weight is touched.

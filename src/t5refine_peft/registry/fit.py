@@ -32,7 +32,7 @@ def check_fit(name: str, layout: AdapterLayout, card: Mapping[str, Any], base: B
     Raises:
         RefineError: it doesn't fit.
     """
-    check_fingerprints(name, card, base_name=base.name, base_fingerprint=base.fingerprint)
+    _check_fingerprints(name, card, base_name=base.name, base_fingerprint=base.fingerprint)
     tokenizer = card.get("tokenizer_fingerprint", base.tokenizer_fingerprint)
     if tokenizer != base.tokenizer_fingerprint:
         raise RefineError(
@@ -48,7 +48,7 @@ def check_fit(name: str, layout: AdapterLayout, card: Mapping[str, Any], base: B
         )
 
 
-def check_fingerprints(name: str, card: Mapping[str, Any], *, base_name: str, base_fingerprint: str) -> None:
+def _check_fingerprints(name: str, card: Mapping[str, Any], *, base_name: str, base_fingerprint: str) -> None:
     """Refuse an adapter whose card names other weights than those of the base.
 
     Raises:
