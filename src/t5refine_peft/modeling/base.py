@@ -90,6 +90,8 @@ def load_base(
     files = [directory / WEIGHTS_FILE] if record else weight_files(directory)
     Vocabulary.load(directory)  # a missing tokenizer is told before gigabytes are read
     target = choose_device(device)
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise RefineError(f"device {device}: PyTorch sees no GPU here; take --device cpu, or see t5refine doctor")
     placement = Placement(
         quantization=_agreed(quantization, record, directory),
         precision=choose_precision(target) if precision == "auto" else precision,
@@ -112,15 +114,8 @@ def load_base(
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device asked for; with None the GPU where PyTorch sees one.
-
-    Raises:
-        RefineError: a GPU is asked for, and there is none.
-    """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise RefineError(f"device {device}: PyTorch sees no GPU here; take --device cpu, or see t5refine doctor")
-    return chosen
+    """The device asked for, be it here or not; with None the GPU where PyTorch sees one."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def save_quantized(base: Base, directory: str | Path) -> None:
