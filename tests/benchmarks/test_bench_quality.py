@@ -51,6 +51,10 @@ def test_all_main_arms_run_and_a_second_call_does_nothing_again(tiny_base, corpu
     assert results.stat().st_mtime_ns == written
     bench_quality.main([*arguments, "--arm", "ours", "--seed", "1"])
     assert len(json.loads(results.read_text(encoding="utf-8"))["runs"]) == len(found["runs"]) + 1
+    bench_quality.main(
+        [*arguments[:-4], "--candidates", "1", "--results", str(results), "--limit", "5", "--arm", "base"]
+    )
+    assert len(json.loads(results.read_text(encoding="utf-8"))["runs"]) == 1  # the questions are others
     capsys.readouterr()
 
 
