@@ -168,6 +168,14 @@ def test_a_damaged_word_document_gets_one_sentence(tmp_path: Path, part: str):
         texts_of(tmp_path / "a.docx")
 
 
+def test_a_word_document_that_would_fill_the_memory_is_not_unpacked(tmp_path: Path):
+    docx.Document().save(tmp_path / "a.docx")
+    with zipfile.ZipFile(tmp_path / "a.docx", "a", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("word/media/bomb", bytes(65 << 20))
+    with pytest.raises(RefineError, match=r"a\.docx can't be read as a Word document \([\d,]+ bytes that would fill"):
+        texts_of(tmp_path / "a.docx")
+
+
 @pytest.mark.parametrize(
     ("corpus", "found"),
     [

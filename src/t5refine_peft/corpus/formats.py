@@ -11,6 +11,7 @@ from pathlib import Path
 from t5refine_peft.corpus.documents import Document, ReadingReport, Unit, split_of_file
 from t5refine_peft.corpus.encodings import find_encoding, undecodable
 from t5refine_peft.corpus.pairs import join_pair
+from t5refine_peft.corpus.word import INSTALL_DOCUMENTS, word_document
 from t5refine_peft.errors import RefineError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".docx", ".pdf")
@@ -18,7 +19,6 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".csv", ".docx", ".pdf")
 _LONGEST_FIELD = 2**31 - 1
 """Characters of a field in a table, which may be a whole document; csv stops at 131,072, and takes no more than this
 where a C long has 32 bits."""
-_EXTRA = 'pip install "t5refine-peft[documents]"'
 
 
 def file_documents(path: Path, *, field: str, unit: Unit | None, report: ReadingReport) -> Iterator[Document]:
@@ -133,7 +133,9 @@ def _pdf_lines(path: Path) -> Iterator[str]:
     try:
         import pypdf
     except ImportError:
-        raise RefineError(f"{path}: reading .pdf needs the extra 'documents'; install it with {_EXTRA}") from None
+        raise RefineError(
+            f"{path}: reading .pdf needs the extra 'documents'; install it with {INSTALL_DOCUMENTS}"
+        ) from None
     try:
         for page in pypdf.PdfReader(path).pages:
             yield from (page.extract_text().strip("\n") + "\n\n").splitlines(keepends=True)
@@ -143,17 +145,12 @@ def _pdf_lines(path: Path) -> Iterator[str]:
 
 def _docx_lines(path: Path) -> Iterator[str]:
     """Paragraphs and rows of tables in their order, a line each."""
-    try:
-        import docx
+    with word_document(path) as document:
         from docx.table import Table
-    except ImportError:
-        raise RefineError(f"{path}: reading .docx needs the extra 'documents'; install it with {_EXTRA}") from None
-    try:
-        for block in docx.Document(str(path)).iter_inner_content():
+
+        for block in document.iter_inner_content():
             if isinstance(block, Table):
                 for row in block.rows:
                     yield "\t".join(cell.text.replace("\n", " ") for cell in row.cells) + "\n"
             else:
                 yield block.text + "\n"
-    except Exception as error:  # a broken file makes its reader raise anything
-        raise RefineError(f"{path} can't be read as a Word document ({error}); save it anew as .docx") from None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+from t5refine_peft.corpus.word import word_document
 from t5refine_peft.errors import RefineError
 from t5refine_peft.restoration.restorer import RestoreOptions, Restorer
 from t5refine_peft.restoration.results import Restoration
@@ -17,10 +16,6 @@ _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _SPACE = "{http://www.w3.org/XML/1998/namespace}space"
 _PARTS = ("/header", "/footer", "/footnotes", "/endnotes")
 """Kinds of parts beside the body that hold paragraphs."""
-_LARGEST_RATIO = 200
-"""By how much a document may have been compressed; Word's own XML shrinks to a tenth or a fiftieth."""
-_SMALL_BYTES = 64 << 20
-"""Documents up to this size, unpacked, may have been compressed by more."""
 _BREAKS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyphen": "\u2011"}
 
 
@@ -46,7 +41,8 @@ def restore_document(
     """
     if options.get("gaps") is not None or not isinstance(options.get("adapter"), str | None):
         raise RefineError("a document takes one adapter, and marks for gaps; call Restorer.restore for others")
-    document, roots = _open(Path(source))
+    with word_document(Path(source)) as document:
+        roots = _roots(document)
     paragraphs = [pieces for root in roots for element in root.iter(f"{_W}p") if (pieces := _pieces(element))]
     texts = ["".join(text for _, text in pieces) for pieces in paragraphs]
     restored = restorer.restore(texts, **options)
@@ -56,42 +52,6 @@ def restore_document(
     with atomic_file(Path(target)) as temporary:
         document.save(str(temporary))
     return [restoration for restoration in restored if restoration.gaps]
-
-
-def _open(path: Path) -> tuple[Any, list[Any]]:
-    """The document, and the XML of each of its parts that hold paragraphs."""
-    try:
-        import docx
-        from docx.opc.exceptions import OpcError
-    except ImportError:
-        raise RefineError(
-            "Word documents need python-docx: install it with pip install 't5refine-peft[documents]'"
-        ) from None
-    try:
-        _check_size(path)
-        document = docx.Document(str(path))
-        return document, _roots(document)
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        zlib.error,
-        OpcError,
-        SyntaxError,
-        EOFError,
-        RuntimeError,
-    ) as error:  # lxml raises SyntaxErrors
-        reason = str(error).partition("\n")[0]
-    except (LookupError, ValueError, AttributeError, TypeError):  # python-docx on parts that are missing or others
-        reason = "its parts do not belong together"
-    raise RefineError(f"{path} can't be read as a Word document ({reason}); give a .docx file")
-
-
-def _check_size(path: Path) -> None:
-    """Refuse a document that would fill the memory: python-docx reads it whole."""
-    with zipfile.ZipFile(path) as packed:
-        unpacked = sum(entry.file_size for entry in packed.infolist())
-    if unpacked > max(_SMALL_BYTES, _LARGEST_RATIO * path.stat().st_size):
-        raise zipfile.BadZipFile(f"{path.stat().st_size:,} bytes that would fill {unpacked:,}")
 
 
 def _roots(document: Any) -> list[Any]:
