@@ -10,6 +10,7 @@ import typer
 
 from t5refine_peft.cli import options
 from t5refine_peft.cli.tables import print_table
+from t5refine_peft.config import RunConfig
 
 if TYPE_CHECKING:
     from t5refine_peft.modeling.memory import MemoryPlan
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def plan(
     memory: options.Memory,
-    base: options.Base = "google/mt5-base",
+    base: options.Base = RunConfig.base,
     quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4; by default the least lossy.")] = None,
     batch: Annotated[int | None, typer.Option(help="Passages in memory at once; by default as many as fit.")] = None,
     input_tokens: Annotated[int, typer.Option(help="Of the longest passage.")] = 512,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t5refine_peft.cli import options
+from t5refine_peft.config import RunConfig
 from t5refine_peft.errors import RefineError
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class ExportFormat(StrEnum):
 def prepare(
     corpus: Annotated[list[Path], typer.Argument(help="Text files (.txt .md .jsonl .csv .docx .pdf) or folders.")],
     terms: Annotated[Path | None, typer.Option(help="A term list: one term a line, or CSV with variants.")] = None,
-    base: options.Base = "google/mt5-base",
+    base: options.Base = RunConfig.base,
     output: Annotated[Path | None, typer.Option(help="Where the dataset, or what is exported, is written.")] = None,
     export: Annotated[
         ExportFormat | None, typer.Option(help="Write fixed pairs of inputs and targets to --output instead.")

@@ -176,10 +176,10 @@ def _example(subject: Subject, restorer: Restorer, name: str) -> Example:
         for own, one in zip(truths, filled, strict=True)
     ]
     best = right.index(max(right))
-    text, ranges = texts[best], gaps[best]
     wrong = next(domain for domain in DOMAINS if domain != name)
-    fillings = {}
-    for who, adapter in {"base": None, name: name, wrong: wrong}.items():
-        restored = restorer.restore([text], adapter=adapter, gaps=[ranges])[0]
-        fillings[who] = [gap.text.strip() for gap in restored.gaps]
-    return Example(with_gaps(text, ranges), fillings, truths[best])
+    base_filled, wrong_filled = restorer.restore([texts[best]] * 2, adapter=[None, wrong], gaps=[gaps[best]] * 2)
+    fillings = {
+        who: [gap.text.strip() for gap in restored.gaps]
+        for who, restored in {"base": base_filled, name: filled[best], wrong: wrong_filled}.items()
+    }
+    return Example(with_gaps(texts[best], gaps[best]), fillings, truths[best])

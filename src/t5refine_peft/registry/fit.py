@@ -32,7 +32,12 @@ def check_fit(name: str, layout: AdapterLayout, card: Mapping[str, Any], base: B
     Raises:
         RefineError: it doesn't fit.
     """
-    _check_fingerprints(name, card, base_name=base.name, base_fingerprint=base.fingerprint)
+    made_for = card.get("base_fingerprint", base.fingerprint)
+    if made_for != base.fingerprint:
+        raise RefineError(
+            f"the adapter {name!r} was trained on the base {short(card.get('base'))} (weights {short(made_for)}), "
+            f"not on {base.name!r} (weights {base.fingerprint}); give its own base, or train it on this one"
+        )
     tokenizer = card.get("tokenizer_fingerprint", base.tokenizer_fingerprint)
     if tokenizer != base.tokenizer_fingerprint:
         raise RefineError(
@@ -45,20 +50,6 @@ def check_fit(name: str, layout: AdapterLayout, card: Mapping[str, Any], base: B
             f"the adapter {name!r} does not fit the base {base.name!r}: {faults[0]}"
             + (f" (and {len(faults) - 1} more)" if len(faults) > 1 else "")
             + "; give the base that it was trained on"
-        )
-
-
-def _check_fingerprints(name: str, card: Mapping[str, Any], *, base_name: str, base_fingerprint: str) -> None:
-    """Refuse an adapter whose card names other weights than those of the base.
-
-    Raises:
-        RefineError: it does.
-    """
-    made_for = card.get("base_fingerprint", base_fingerprint)
-    if made_for != base_fingerprint:
-        raise RefineError(
-            f"the adapter {name!r} was trained on the base {short(card.get('base'))} (weights {short(made_for)}), "
-            f"not on {base_name!r} (weights {base_fingerprint}); give its own base, or train it on this one"
         )
 
 

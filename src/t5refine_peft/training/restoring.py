@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from transformers import TrainerState
 from transformers.trainer_callback import ExportableState
 
@@ -18,6 +21,11 @@ def restore_from(state: TrainerState, callback: ExportableState) -> bool:
     """
     kept = state.stateful_callbacks.get(type(callback).__name__)
     if state.global_step and isinstance(kept, dict):
-        for name, value in kept["attributes"].items():
-            setattr(callback, name, value)
+        put_back(kept, callback)
     return bool(state.global_step)
+
+
+def put_back(kept: Mapping[str, Any], callback: ExportableState) -> None:
+    """Give `callback` the attributes that its `state()` once told."""
+    for name, value in kept["attributes"].items():
+        setattr(callback, name, value)

@@ -25,6 +25,7 @@ from t5refine_peft.training.checkpoints import RunDirectory, write_state
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
 from t5refine_peft.training.randomness import random_states, restore_dropout
+from t5refine_peft.training.restoring import put_back
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
 
@@ -262,8 +263,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         }
         for callback in self._exportable():
             if states := kept.get(type(callback).__name__):
-                for name, value in states.pop(0)["attributes"].items():
-                    setattr(callback, name, value)
+                put_back(states.pop(0), callback)
 
 
 @contextmanager
