@@ -9,7 +9,8 @@ from t5refine_peft import CorruptionConfig, TrainingConfig
 
 FULL_RATE = 1e-3
 """Full fine-tuning's rate on the built-in base. The predecessors' 5e-5 is for mT5-base and tens of thousands of steps:
-on 7 M parameters and some hundred steps it learns next to nothing, and would make the comparison too easy for ours."""
+on 7 M parameters and some hundred steps it learns next to nothing (arm `full_5e-05`), which would make the comparison
+too easy for ours."""
 DEFAULTS = TrainingConfig()
 
 

@@ -11,11 +11,12 @@ import torch
 
 def random_states() -> dict[str, Any]:
     """The states of all generators of this process, as the Trainer reads them back."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "cpu": torch.random.get_rng_state(),
-    }
+    return {"python": random.getstate(), "numpy": np.random.get_state(), **dropout_states()}
+
+
+def dropout_states() -> dict[str, Any]:
+    """The states of PyTorch's generators alone: a few microseconds, so that each step can be done anew."""
+    states: dict[str, Any] = {"cpu": torch.random.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = (
             torch.cuda.random.get_rng_state_all()
@@ -26,7 +27,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_dropout(states: dict[str, Any]) -> None:
-    """Let dropout draw again what it drew since `random_states` told `states`."""
+    """Let dropout draw again what it drew since `dropout_states` told `states`."""
     torch.random.set_rng_state(states["cpu"])
     cuda = states.get("cuda")
     if isinstance(cuda, list):

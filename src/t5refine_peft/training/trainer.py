@@ -24,7 +24,7 @@ from t5refine_peft.modeling.objective import token_loss
 from t5refine_peft.training.checkpoints import RunDirectory, write_state
 from t5refine_peft.training.memory import MicroBatches
 from t5refine_peft.training.order import LengthGroupedSampler
-from t5refine_peft.training.randomness import random_states, restore_dropout
+from t5refine_peft.training.randomness import dropout_states, random_states, restore_dropout
 from t5refine_peft.training.restoring import put_back
 from t5refine_peft.training.stopping import DelayedEarlyStoppingCallback
 
@@ -118,7 +118,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
         of dropout that they would have had in the smaller micro-batches from the start.
         """
         if not self._step_inputs:
-            self._step_states = random_states()
+            self._step_states = dropout_states()
         again: list[dict[str, torch.Tensor]] = []
         while True:
             try:
