@@ -5,6 +5,7 @@ The names, the defaults and the words below each field are also those of the con
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -88,6 +89,8 @@ class AdapterConfig:
             raise ConfigError(faults)
 
 
+DEVICE_NAME = re.compile(r"cpu|cuda(:\d+)?")
+"""What a device is called."""
 StorageFormat = Literal["none", "int8", "nf4"]
 """How a matrix is stored: as numbers of the base's precision, as int8 with a scale a row, or as NF4."""
 
@@ -242,6 +245,8 @@ class TrainingConfig:
         if self.precision not in {"auto", "float32", "bfloat16"}:
             why = " (fp16 is not offered: T5's activations overflow it)" if "16" in str(self.precision) else ""
             faults.append(("precision", f"must be auto, float32 or bfloat16, found {self.precision!r}{why}"))
+        if self.device is not None and not DEVICE_NAME.fullmatch(self.device):
+            faults.append(("device", f"must be cpu, cuda or cuda:1, found {self.device!r}"))
         if self.metric not in {"loss", "term_exact_match"}:
             faults.append(("metric", f"must be loss or term_exact_match, found {self.metric!r}"))
         if self.validation_share == 0 or self.test_share == 0 or self.validation_share + self.test_share >= 1:

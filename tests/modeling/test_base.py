@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_bases import KINDS, write_base
 
-from t5refine_peft import RefineError, load_base
+from t5refine_peft import RefineError, TrainingConfig, load_base
 
 
 def test_an_untied_head_stays_as_the_file_has_it(tiny_base: Path, base):
@@ -122,6 +122,14 @@ def test_a_damaged_directory_gets_one_sentence(tiny_base: Path, tmp_path: Path, 
     damage(directory)
     with pytest.raises(RefineError, match=message):
         load_base(directory, device="cpu")
+
+
+def test_unknown_devices_are_refused(tiny_base: Path):
+    for options in ({"device": "tpu"}, {"device": "cpu", "embedding_device": "disk"}):
+        with pytest.raises(RefineError, match="expected cpu, cuda or cuda:1"):
+            load_base(tiny_base, **options)
+    with pytest.raises(RefineError, match="device must be cpu, cuda or cuda:1, found 'tpu'"):
+        TrainingConfig(device="tpu")
 
 
 def test_unknown_bases_are_refused(tmp_path: Path):

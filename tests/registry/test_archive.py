@@ -90,6 +90,16 @@ def test_paths_that_lead_out_or_elsewhere_are_refused(good, tmp_path: Path, name
     assert "nothing was unpacked" in message
 
 
+def test_a_link_in_an_adapter_is_not_packed(registry: AdapterRegistry, tmp_path: Path):
+    (tmp_path / "secret").write_text("key", encoding="utf-8")
+    report = registry.find("law") / "report.html"
+    report.unlink(missing_ok=True)
+    report.symlink_to(tmp_path / "secret")
+    with pytest.raises(RefineError, match=r"report\.html is a link"):
+        registry.pack("law", tmp_path / "law.zip")
+    assert not (tmp_path / "law.zip").exists()
+
+
 @pytest.mark.parametrize("name", ["heart/adapter_model.bin", "heart/data.pkl", "evil.pt", "heart/a/b.PTH", "x.npy"])
 def test_pickles_are_refused_as_such(good, tmp_path: Path, name: str):
     message = refused(tmp_path, write(tmp_path / "a.zip", {**good, name: b"\x80\x04."}))

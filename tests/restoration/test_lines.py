@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import threading
@@ -10,7 +11,7 @@ import pytest
 from t5refine_peft import RefineError, Restorer, load_base
 from t5refine_peft.restoration import lines as module
 from t5refine_peft.restoration.arrivals import arriving
-from t5refine_peft.restoration.lines import Line, as_bytes, json_lines, restore_lines, text_lines
+from t5refine_peft.restoration.lines import Line, as_bytes, bounded_lines, json_lines, restore_lines, text_lines
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +138,14 @@ def test_a_number_that_python_does_not_read_is_its_lines_fault_alone(restorer):
 def test_half_characters_are_written_as_the_bytes_that_they_stand_for():
     assert as_bytes(b"caf\xe9".decode("utf-8", "surrogateescape")) == b"caf\xe9"
     assert as_bytes("\ud83d") == b"\xed\xa0\xbd"
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_LINE_BYTES", 8)
+    stream = io.BytesIO(b"1234567\n" + b"x" * 1000)
+    found = bounded_lines(stream, source="in.txt")
+    assert next(found) == b"1234567\n"
+    with pytest.raises(RefineError, match=r"in\.txt, line 2: expected at most 8 bytes, found more"):
+        next(found)
+    assert stream.tell() == 16
+    assert list(bounded_lines(io.BytesIO(b"1234567\n\nlast"), source="in.txt")) == [b"1234567\n", b"\n", b"last"]

@@ -64,6 +64,17 @@ def test_the_layout_stays_and_gaps_across_runs_are_filled(restorer, source: Path
     assert "[MASK]" not in head
 
 
+@pytest.mark.parametrize("gap", ["\t", "<\t>"])
+def test_a_mark_with_a_tab_in_it_is_filled_and_gone(restorer, tmp_path: Path, gap: str):
+    document = docx.Document()
+    document.add_paragraph(f"He takes{gap}daily.")
+    document.save(tmp_path / "in.docx")
+    (restored,) = restore_document(restorer, tmp_path / "in.docx", tmp_path / "out.docx", gap=gap, max_gap_tokens=2)
+    assert len(restored.gaps) == 1
+    assert restored.gaps[0].text.strip()
+    assert docx.Document(tmp_path / "out.docx").paragraphs[0].text == restored.text
+
+
 NOTES = (
     '<w:footnotes xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:footnote w:id="2"><w:p>'
     "<w:r><w:t>see __</w:t></w:r><w:r><w:t>_ above</w:t></w:r></w:p></w:footnote></w:footnotes>"

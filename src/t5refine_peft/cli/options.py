@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from t5refine_peft.offline import go_offline
 
 
 def _known_device(name: str | None) -> str | None:
-    if name is None or re.fullmatch(r"cpu|cuda(:\d+)?", name):
+    if name is None or config.DEVICE_NAME.fullmatch(name):
         return name
     raise typer.BadParameter(f"no device {name!r}: expected cpu, cuda or cuda:1")
 

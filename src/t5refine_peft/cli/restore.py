@@ -164,10 +164,11 @@ def _standard_input() -> IO[bytes]:
 def _results(
     restorer: Restorer, text: str | None, file: Path | None, strict: bool, chosen: dict[str, Any]
 ) -> Iterator[LineResult]:
-    from t5refine_peft.restoration.lines import Line, as_bytes, json_lines, restore_lines, text_lines
+    from t5refine_peft.restoration.lines import Line, as_bytes, bounded_lines, json_lines, restore_lines, text_lines
 
     if file is None and text == "-":
-        piped = text_lines(_standard_input(), source="standard input")
+        source = "standard input"
+        piped = text_lines(bounded_lines(_standard_input(), source=source), source=source)
         yield from restore_lines(restorer, piped, strict=strict, live=True, **chosen)
         return
     if file is None:
@@ -180,7 +181,8 @@ def _results(
     shown = sys.stderr.isatty() and size > _PROGRESS_FROM_BYTES
     bar = typer.progressbar(length=size, label=file.name, file=sys.stderr) if shown else nullcontext()
     with file.open("rb") as stream, bar as progress:
-        for result in restore_lines(restorer, read(stream, source=str(file)), strict=strict, **chosen):
+        lines = read(bounded_lines(stream, source=str(file)), source=str(file))
+        for result in restore_lines(restorer, lines, strict=strict, **chosen):
             if progress is not None:
                 progress.update(len(result.line.raw))
             yield result

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from transformers import PreTrainedModel
 
-from t5refine_peft.config import Quantization
+from t5refine_peft.config import DEVICE_NAME, Quantization
 from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 from t5refine_peft.modeling.assembly import assemble
@@ -96,7 +96,7 @@ def load_base(
         quantization=_agreed(quantization, record, directory),
         precision=choose_precision(target) if precision == "auto" else precision,
         device=target,
-        embedding_device=torch.device(embedding_device) if embedding_device else None,
+        embedding_device=choose_device(embedding_device) if embedding_device else None,
     )
     checkpoint = Checkpoint(files)
     weights = StoredWeights(checkpoint, tied=record.tied) if record else PublishedWeights(checkpoint)
@@ -114,7 +114,13 @@ def load_base(
 
 
 def choose_device(device: str | None) -> torch.device:
-    """The device asked for, be it here or not; with None the GPU where PyTorch sees one."""
+    """The device asked for, be it here or not; with None the GPU where PyTorch sees one.
+
+    Raises:
+        RefineError: there are no devices of that name.
+    """
+    if device is not None and not DEVICE_NAME.fullmatch(device):
+        raise RefineError(f"no device {device!r}: expected cpu, cuda or cuda:1")
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

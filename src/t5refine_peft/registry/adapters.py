@@ -158,7 +158,7 @@ class AdapterRegistry:
         """Write an adapter as one file, a zip archive with the directory `name`; the same adapter gives the same bytes.
 
         Raises:
-            RefineError: there is no such adapter, it is broken, or the file can't be written.
+            RefineError: there is no such adapter, it is broken or holds a link, or the file can't be written.
         """
         return archive.pack(self.find(name), name, Path(file))
 

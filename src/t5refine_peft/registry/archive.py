@@ -40,7 +40,7 @@ def pack(directory: Path, name: str, file: Path) -> Path:
     """Write the files of the sound adapter in `directory` to the archive `file`, under the directory `name`.
 
     Raises:
-        RefineError: the adapter is broken, or the file can't be written.
+        RefineError: the adapter is broken or holds a link, or the file can't be written.
     """
     read_layout(directory)
     read_card(directory)
@@ -48,6 +48,8 @@ def pack(directory: Path, name: str, file: Path) -> Path:
     try:
         with zipfile.ZipFile(buffer, "w") as packed:
             for part in _FILES:
+                if (directory / part).is_symlink():  # it would carry off what it points to
+                    raise RefineError(f"{directory / part} is a link: expected a file; put a copy in its place")
                 if (directory / part).is_file():
                     entry = zipfile.ZipInfo(f"{name}/{part}", date_time=_EPOCH)
                     entry.compress_type = _METHODS.get(part, zipfile.ZIP_DEFLATED)

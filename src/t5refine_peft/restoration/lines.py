@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Unpack
+from typing import IO, Any, Unpack
 
 from t5refine_peft.corpus.chunks import in_chunks
 from t5refine_peft.errors import RefineError
@@ -16,6 +17,8 @@ from t5refine_peft.restoration.results import Restoration
 _LINES_AT_ONCE = 256
 _CHARACTERS_AT_ONCE = 200_000
 _FIELDS = ("inputs", "text")
+LONGEST_LINE_BYTES = 64 << 20
+"""A line is held whole; this is far beyond a book, and far below the memory of a computer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,22 @@ def as_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:  # halves of pairs, as JSON can spell them
         return text.encode("utf-8", "surrogatepass")
+
+
+def bounded_lines(stream: IO[bytes], *, source: str) -> Iterator[bytes]:
+    """The lines of a file or a pipe, with their ends.
+
+    Raises:
+        RefineError: a line has no end within `LONGEST_LINE_BYTES`.
+    """
+    for number in itertools.count(1):
+        if not (line := stream.readline(LONGEST_LINE_BYTES)):
+            return
+        if len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
+            raise RefineError(
+                f"{source}, line {number}: expected at most {LONGEST_LINE_BYTES:,} bytes, found more; break the line"
+            )
+        yield line
 
 
 def text_lines(stream: Iterable[bytes], *, source: str) -> Iterator[Line]:

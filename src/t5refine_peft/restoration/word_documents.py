@@ -72,17 +72,14 @@ def _roots(document: Any) -> list[Any]:
 
 
 def _pieces(paragraph: Any) -> list[tuple[Any, str]]:
-    """The paragraph's texts in order, each with its element; what is no text (a tab, a break) has none."""
+    """The paragraph's texts in order, each with its element; a tab or a break is what it looks like."""
     pieces: list[tuple[Any, str]] = []
     for element in paragraph.iter(f"{_W}t", *_BREAKS):
         if next(element.iterancestors(f"{_W}p")) is not paragraph:
             continue  # of a text box's own paragraph
         if element.getparent().tag != f"{_W}r":
             continue  # a tab stop's definition, say
-        if element.tag == f"{_W}t":
-            pieces.append((element, element.text or ""))
-        else:
-            pieces.append((None, _BREAKS[element.tag]))
+        pieces.append((element, _BREAKS.get(element.tag, element.text or "")))
     return pieces
 
 
@@ -93,8 +90,6 @@ def _write_back(pieces: Sequence[tuple[Any, str]], restoration: Restoration) -> 
     for element, own in pieces:
         start, end = at, at + len(own)
         at = end
-        if element is None:
-            continue
         new, place = "", start
         for (gap_start, gap_end), filling in spans:
             if gap_end <= start:
@@ -105,9 +100,14 @@ def _write_back(pieces: Sequence[tuple[Any, str]], restoration: Restoration) -> 
             new += filling if gap_start >= start else ""
             place = min(gap_end, end)
         new += own[place - start :]
-        if new != own:
-            element.text = new
-            element.set(_SPACE, "preserve")
+        if new == own:
+            continue
+        text = element
+        if element.tag in _BREAKS:  # it was in a gap
+            text = element.makeelement(f"{_W}t")
+            element.getparent().replace(element, text)
+        text.text = new
+        text.set(_SPACE, "preserve")
 
 
 def _source_spans(restoration: Restoration) -> list[tuple[tuple[int, int], str]]:
