@@ -109,6 +109,16 @@ def test_a_slow_decline_that_a_lucky_evaluation_hides_is_followed():
     assert judge(lucky, DelayedEarlyStoppingCallback(start_step=0, window=0))[0] == 7
 
 
+def test_a_loss_that_rose_and_recovers_is_followed():
+    hump = [2.97, 2.91, 3.10, 3.28, 3.33, 3.27, 3.21, 3.16, 3.10, 3.02]  # a run whose rate was too high for a while
+    recovers = [*hump, 2.95, 2.88, 2.80, 2.75]
+    stopped, phases = judge(recovers, DelayedEarlyStoppingCallback(start_step=0))
+    assert stopped is None
+    assert phases[9] == "late"
+    never_back = [*hump[:5], *(3.3 - 0.001 * n for n in range(20))]  # falls, but to no best within patience
+    assert judge(never_back, DelayedEarlyStoppingCallback(start_step=0))[0] is not None
+
+
 def test_nothing_is_judged_before_the_start_by_share_or_by_steps():
     flat = [2.0] * 40
     for start in (0.5, 20):

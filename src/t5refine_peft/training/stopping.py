@@ -11,11 +11,13 @@ from transformers.trainer_callback import ExportableState
 
 from t5refine_peft.errors import RefineError
 from t5refine_peft.training.restoring import restore_from
-from t5refine_peft.training.trend import theil_sen
+from t5refine_peft.training.trend import Trend, theil_sen
 
 logger = logging.getLogger(__name__)
 
 Phase = Literal["early", "middle", "late"]
+_FEWEST_FOR_A_TREND = 4
+"""Three values fall in a row by chance once in six times, four once in 24."""
 
 
 class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -27,7 +29,9 @@ class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: i
     - middle: watched, while the metric bettered its best by `threshold` within the last `patience` evaluations;
     - late: judged. One more `window` of evaluations has to pass, and the trend over patience and window, a robust slope
       with its error, must be flat too. It is not where it falls by more than its error and would better the metric by
-      `threshold` within `patience` evaluations: a slow decline that a lucky evaluation at its beginning hides.
+      `threshold` within `patience` evaluations: a slow decline that a lucky evaluation at its beginning hides. Nor is
+      it over while the last `patience` evaluations fall so fast that as many more would better the best: a loss that
+      had risen for a while recovers.
 
     So a plateau shorter than patience and window never stops a run, and a run without a trend ends with the evaluation
     that completes them. Works in any Trainer; each verdict is logged, and kept in `state.log_history` as
@@ -148,10 +152,18 @@ class DelayedEarlyStoppingCallback(TrainerCallback, ExportableState):  # type: i
         if self.window == 0 or len(finite) < 2:
             return True, waited
         trend = theil_sen(finite)
-        told = f"{-trend.slope if self.greater_is_better else trend.slope:+.2g} ± {trend.error:.2g} an evaluation"
         if trend.high < 0 and -trend.slope * self.patience > self._margin():
-            return False, f"a slow betterment is followed, {told}"
-        return True, f"{waited} and no trend, {told}"
+            return False, f"a slow betterment is followed, {self._tell(trend)}"
+        recent = theil_sen(finite[-max(self.patience, _FEWEST_FOR_A_TREND) :])
+        if recent.high < 0 and self.best is not None:
+            ahead = finite[-1] + recent.slope * self.patience
+            if ahead < self.best - self._margin():
+                return False, f"a recovery is followed, {self._tell(recent)}"
+        return True, f"{waited} and no trend, {self._tell(trend)}"
+
+    def _tell(self, trend: Trend) -> str:
+        slope = -trend.slope if self.greater_is_better else trend.slope
+        return f"{slope:+.2g} ± {trend.error:.2g} an evaluation"
 
     def _margin(self) -> float:
         """By how much the best must be bettered, in the metric's unit."""
