@@ -94,7 +94,7 @@ ABLATION = (
     _arm("attention_only", "ours without the feed-forward's adapters", parameters="lora-attention"),
     *(
         _arm(f"learning_rate_{rate:.0e}", f"ours, learning rate {rate:g}", learning_rate=rate)
-        for rate in (3e-4, 1e-3, 3e-3)
+        for rate in (3e-4, 1e-3, 2e-3, 3e-3)
         if rate != DEFAULTS.learning_rate
     ),
 )

@@ -231,7 +231,7 @@ def test_a_broken_table_is_told_by_its_line(tmp_path: Path, content: str, messag
 def test_an_audit_tells_what_the_list_is_worth(vocabulary):
     glossary = Glossary(
         [
-            Term("heart failure", ("HF",)),
+            Term("heart failure", ("HF", "the patient takes furosemide " * 8, "heart 🤒")),
             "heart",
             "failure",
             "never written",
@@ -248,9 +248,10 @@ def test_an_audit_tells_what_the_list_is_worth(vocabulary):
     assert audit.counts["龘"] == 1
     assert audit.unseen == ("never written", glossary.terms[5])
     assert audit.shadowed == {"failure": ("heart failure",)}
-    assert list(audit.too_long) == [glossary.terms[5]]
+    assert list(audit.too_long) == [glossary.entries[0].variants[1], glossary.terms[5]]
     assert audit.too_long[glossary.terms[5]] == len(vocabulary.encode(glossary.terms[5]).ids) > 24
     assert audit.uncovered["龘"] == "龘"
+    assert audit.uncovered["heart 🤒"] == "🤒"
     assert "heart" not in audit.uncovered
     assert audit.repeated == ("HF",)
 

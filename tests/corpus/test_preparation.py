@@ -257,7 +257,9 @@ def test_pairs_keep_the_splits_that_their_files_name(vocabulary, terms, tmp_path
     assert start == first < last < end
     assert Glossary(terms).terms[term] == "furosemide"
 
-    (tmp_path / "test.jsonl").write_text(pairs(range(500, 510)))
+    long = {"inputs": "The patient takes <extra_id_0>. " + "Oedema went. " * 200, "targets": "<extra_id_0> it"}
+    late = {"inputs": "The patient takes <extra_id_0>.", "targets": "<extra_id_0>" + " furosemide" * 300}
+    (tmp_path / "test.jsonl").write_text("\n".join([pairs(range(500, 510)), json.dumps(long), json.dumps(late)]))
     three = prepare_corpus(
         [*files, tmp_path / "test.jsonl"],
         vocabulary=vocabulary,
@@ -265,3 +267,13 @@ def test_pairs_keep_the_splits_that_their_files_name(vocabulary, terms, tmp_path
         keep_near_duplicates=True,
     )
     assert {split: len(rows) for split, rows in three.splits.items()} == {"train": 60, "validation": 20, "test": 10}
+    assert three.summary.notices() == [
+        "2 pairs have more than 512 tokens of inputs or 256 of targets: left out",
+    ]
+
+
+def test_a_folder_with_files_of_other_kinds_is_prepared(vocabulary, folder, tmp_path):
+    (folder / ".DS_Store").write_bytes(b"\0")
+    (folder / "scan.png").write_bytes(b"\0")
+    prepared = prepare_corpus(folder, vocabulary=vocabulary, cache_dir=tmp_path / "cache")
+    assert "files of other kinds were passed over: 1 without suffix, 1 .png" in prepared.summary.notices()

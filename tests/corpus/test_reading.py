@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sys
 import zipfile
 from pathlib import Path
@@ -86,6 +87,17 @@ def test_other_encodings_are_found_and_reported(tmp_path: Path, encoding: str, s
     assert report.messages() == [f"{path} is not UTF-8: read as {found}"]
 
 
+def test_full_width_quotation_marks_do_not_hide_an_encoding(tmp_path: Path):
+    text = "“心衰”、“房颤”、“早搏”、“胸闷”、“气短”、“水肿”，医生常说：“先查因，再用药。”病人问：“要住院吗？”"
+    (tmp_path / "a.txt").write_bytes(text.encode("gb18030"))
+    (tmp_path / "b.txt").write_bytes(random.Random(0).randbytes(400).replace(b"\0", b"x"))
+    report = ReadingReport()
+    assert texts_of(tmp_path / "a.txt", report=report) == [text]
+    assert list(report.encodings.values()) == ["gb18030"]
+    with pytest.raises(RefineError, match="nor in another encoding"):
+        texts_of(tmp_path / "b.txt")
+
+
 def test_a_long_utf8_file_is_not_taken_for_another(tmp_path: Path):
     text = "患者因心力衰竭服用呋塞米。" * 100_000
     (tmp_path / "a.txt").write_text(text, encoding="utf-8")
@@ -124,6 +136,7 @@ def test_what_was_passed_over_is_reported(tmp_path: Path):
     gave_none, passed_over = report.messages()
     assert gave_none.startswith(str(tmp_path / "b.txt"))
     assert passed_over == "files of other kinds were passed over: 1 .png"
+    assert ReadingReport.from_json(report.to_json()) == report
 
 
 def test_a_str_in_a_list_is_a_path_where_it_names_a_file(tmp_path: Path):

@@ -50,8 +50,8 @@ def corrupt(
     """Mask terms and random whole-word spans of a passage.
 
     Never more than the budget is masked, with two exceptions, both for short passages: the first term may be longer
-    (all its occurrences together, as long as they leave half of the passage visible), and where no whole word fits,
-    the shortest is masked, or one token where that is most of the passage.
+    (all its occurrences together, up to `max_span_tokens` and half of the passage), and where no whole word fits, the
+    shortest is masked, or one token where that is most of the passage.
 
     Args:
         ids: (tokens,) the passage.
@@ -230,6 +230,7 @@ def _choose_terms(
     for number, span in enumerate(term_spans):
         groups.setdefault(span[2] if everywhere else number, []).append(span)
     choices = [spans for spans in groups.values() if spans[-1][0] >= mask.context_tokens]
+    first = max(mask.left, min(mask.own_tokens // 2, config.max_span_tokens))
     draws = rng.random(len(choices)).tolist()
     for at in rng.permutation(len(choices)).tolist():
         if mask.spans and mask.left <= 0:
@@ -237,7 +238,7 @@ def _choose_terms(
         occurrences = choices[at]
         chance = config.term_probability * (1.0 if weights is None else weights[occurrences[0][2]])
         if draws[at] < chance and max(end - start for start, end, _ in occurrences) <= config.max_span_tokens:
-            mask.add_terms(occurrences, mask.left if mask.spans else max(mask.left, mask.own_tokens // 2))
+            mask.add_terms(occurrences, mask.left if mask.spans else first)
 
 
 def _add_random_spans(mask: _Mask, words: list[int], config: CorruptionConfig, rng: np.random.Generator) -> None:

@@ -26,6 +26,10 @@ _CANDIDATES = (
 )  # fmt: skip
 """What texts of mT5's languages come in. Without such a list, Latin-1 is taken for one of its many siblings."""
 
+_THRESHOLDS = (0.2, 0.4, 0.6, 0.8)
+"""Share of odd characters that a guess may have, the library's own default first: a short text full of full-width
+quotation marks seems odd to it."""
+
 _UTF8_SEQUENCE = re.compile(
     rb"[\xc2-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf4][\x80-\xbf]{3}|([\x80-\xff])",
 )
@@ -117,8 +121,11 @@ def _is_damaged_utf8(sample: bytes) -> bool:
 def _detect(path: Path, sample: bytes, broken: int) -> str:
     import charset_normalizer
 
-    best = charset_normalizer.from_bytes(sample, cp_isolation=list(_CANDIDATES)).best()
-    if best is None:
+    for threshold in _THRESHOLDS:
+        best = charset_normalizer.from_bytes(sample, cp_isolation=list(_CANDIDATES), threshold=threshold).best()
+        if best is not None:
+            break
+    else:
         raise RefineError(
             f"{path} is not UTF-8 (byte {broken} can't be read), nor in another encoding that was recognised "
             f"(tried: {', '.join(_CANDIDATES)}); convert the file to UTF-8 first"

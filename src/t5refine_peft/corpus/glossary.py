@@ -45,9 +45,9 @@ class GlossaryAudit:
     shadowed: dict[str, tuple[str, ...]]
     """Terms that never stand alone, each with the longer terms that it occurs in, the most frequent first."""
     too_long: dict[str, int]
-    """Terms of more tokens than a span may have, which are never masked, with their tokens."""
+    """Terms and variants of more tokens than a span may have, which are never masked, with their tokens."""
     uncovered: dict[str, str]
-    """Terms with characters that the vocabulary has no piece for, and these: they are spelled in bytes."""
+    """Terms and variants with characters that the vocabulary has no piece for, and these: they are spelled in bytes."""
     repeated: tuple[str, ...]
     """Spellings that stand in the list twice; the first counts."""
 
@@ -158,8 +158,9 @@ class Glossary:
                     counts[match.term] += 1
                 else:
                     covering.setdefault(match.term, Counter())[chosen.term] += 1
-        sizes = {term: len(vocabulary.encode(term).ids) for term in self.terms}
-        uncovered = {term: vocabulary.uncovered(term) for term in self.terms}
+        spellings = [spelling for entry in self.entries for spelling in (entry.text, *entry.variants)]
+        sizes = {spelling: len(vocabulary.encode(spelling).ids) for spelling in spellings}
+        uncovered = {spelling: vocabulary.uncovered(spelling) for spelling in spellings}
         return GlossaryAudit(
             documents=documents,
             counts={term: counts[number] for number, term in enumerate(self.terms)},
@@ -169,8 +170,8 @@ class Glossary:
                 for number, others in sorted(covering.items())
                 if not counts[number]
             },
-            too_long={term: size for term, size in sizes.items() if size > max_span_tokens},
-            uncovered={term: characters for term, characters in uncovered.items() if characters},
+            too_long={spelling: size for spelling, size in sizes.items() if size > max_span_tokens},
+            uncovered={spelling: characters for spelling, characters in uncovered.items() if characters},
             repeated=self.repeated,
         )
 

@@ -10,6 +10,8 @@ import numpy as np
 from t5refine_peft.corpus.tokenization import SENTINEL_COUNT, Encoding, Vocabulary
 
 SENTINEL = re.compile(r"<extra_id_(\d+)>")
+LONGEST_INPUT, LONGEST_TARGET = 512, 256
+"""Tokens of a pair that is trained on, sentinels and end mark counted: what T5-Refiner-DomainFocus pads and cuts to."""
 
 
 def join_pair(inputs: str, targets: str) -> tuple[str, tuple[tuple[int, int], ...]]:

@@ -7,9 +7,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
-from itertools import compress
+from itertools import compress, tee
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -26,7 +25,7 @@ from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 from t5refine_peft.storage import atomic_file
 
-_FORMAT = "passages 1"
+_FORMAT = "passages 2"
 
 
 def prepare_dataset(
@@ -98,7 +97,8 @@ def prepare_corpus(
         corpus: see `read_documents`; as are `field` and `unit`.
         vocabulary: the base model's.
         glossary: the terms to find; None finds none.
-        max_tokens: the longest input, in tokens: passage, context and end mark. Written pairs stay whole.
+        max_tokens: the longest input, in tokens: passage, context and end mark. Written pairs stay whole, and those of
+            more than 512 tokens of inputs or 256 of targets are left out.
         context_tokens: see `read_passages`.
         validation_share: share of documents for choosing the best checkpoint.
         test_share: share of documents for measuring base and adapter.
@@ -193,11 +193,14 @@ class _PassageWriter:
         rows: dict[Split, list[Row]] = {split: [] for split in SPLITS}
         counts = {name: Counter[str]() for name in ("documents", "passages", "tokens", "term_occurrences")}
         terms: Counter[int] = Counter()
-        without_passage = 0
-        documents = compress(part_documents(part), codes >= 0)
-        for code, passages in zip(codes[codes >= 0].tolist(), self._builder.rows(documents), strict=True):
+        dropped: Counter[str] = Counter()
+        documents, told = tee(compress(part_documents(part), codes >= 0))
+        for code, document, passages in zip(
+            codes[codes >= 0].tolist(), told, self._builder.rows(documents), strict=True
+        ):
             split = SPLITS[code]
-            without_passage += not passages
+            if not passages:
+                dropped["without_passage" if document.masked is None else "long_pairs"] += 1
             counts["documents"][split] += bool(passages)
             counts["passages"][split] += len(passages)
             for row in passages:
@@ -210,16 +213,13 @@ class _PassageWriter:
                 features = row_features(self._builder.vocabulary)
                 write_part(self._directory / split / part.name, self._builder.table(own), features)
         with atomic_file(self.note(part)) as temporary:
-            temporary.write_text(json.dumps({**counts, "terms": terms, "without_passage": without_passage}))
+            temporary.write_text(json.dumps({**counts, "terms": terms, "dropped": dropped}))
 
 
 def _summary(spool: Spool, assignment: Assignment, builder: RowBuilder, notes: Iterable[Path]) -> PreparationSummary:
     counts: dict[str, Counter[str]] = {}
-    without_passage = 0
     for note in notes:
-        told: dict[str, Any] = json.loads(note.read_text())
-        without_passage += told.pop("without_passage")
-        for name, values in told.items():
+        for name, values in json.loads(note.read_text()).items():
             counts.setdefault(name, Counter()).update(values)
     by_split: dict[str, dict[Split, int]] = {
         name: {split: counts[name][split] for split in SPLITS}
@@ -231,7 +231,8 @@ def _summary(spool: Spool, assignment: Assignment, builder: RowBuilder, notes: I
         term_counts={terms[int(number)]: count for number, count in counts["terms"].most_common()},
         duplicates=assignment.duplicates,
         near_duplicates=assignment.near_duplicates,
-        without_passage=without_passage,
+        without_passage=counts["dropped"]["without_passage"],
+        long_pairs=counts["dropped"]["long_pairs"],
         messages=spool.report().messages(),
         max_tokens=builder.max_tokens,
         context_tokens=builder.context_tokens,

@@ -13,6 +13,7 @@ from typing import Any
 import datasets
 
 from t5refine_peft.corpus.documents import SPLITS, Split
+from t5refine_peft.corpus.pairs import LONGEST_INPUT, LONGEST_TARGET
 from t5refine_peft.errors import RefineError
 from t5refine_peft.storage import atomic_directory, atomic_file
 
@@ -38,6 +39,8 @@ class PreparationSummary:
     """Training documents that nearly equalled a test document, dropped."""
     without_passage: int
     """Documents too short to learn from."""
+    long_pairs: int
+    """Written pairs that are too long to train on."""
     messages: list[str] = field(default_factory=list)
     """What was out of the ordinary in reading, a sentence each."""
     max_tokens: int
@@ -54,6 +57,9 @@ class PreparationSummary:
             notices.append(f"{self.near_duplicates:,} training documents nearly equal a test document: left out")
         if self.without_passage:
             notices.append(f"{self.without_passage:,} documents are too short to learn from: left out")
+        if self.long_pairs:
+            limits = f"{LONGEST_INPUT} tokens of inputs or {LONGEST_TARGET} of targets"
+            notices.append(f"{self.long_pairs:,} pairs have more than {limits}: left out")
         return notices
 
 

@@ -13,7 +13,7 @@ from datasets.table import InMemoryTable
 from t5refine_peft.corpus.chunks import in_chunks
 from t5refine_peft.corpus.documents import Document
 from t5refine_peft.corpus.glossary import Glossary
-from t5refine_peft.corpus.pairs import encode_pair
+from t5refine_peft.corpus.pairs import LONGEST_INPUT, LONGEST_TARGET, encode_pair
 from t5refine_peft.corpus.passages import Passage, read_passages, term_token_spans
 from t5refine_peft.corpus.tokenization import Encoding, Vocabulary
 
@@ -80,7 +80,10 @@ class RowBuilder:
         self.context_tokens = context_tokens
 
     def rows(self, documents: Iterable[Document]) -> Iterator[list[Row]]:
-        """For each document its passages that have context to learn from; a written pair is one passage, whole."""
+        """For each document its passages that have context to learn from.
+
+        A written pair is one passage, whole; one beyond `LONGEST_INPUT` or `LONGEST_TARGET` gives none.
+        """
         for batch in in_chunks(documents, characters=_CHARACTERS_AT_ONCE):  # many short ones, or a long one
             plain = read_passages(
                 [document.text for document in batch if document.masked is None],
@@ -94,8 +97,7 @@ class RowBuilder:
                 if document.masked is None:
                     yield [_row(passage, document) for passage in next(cut) if _is_long_enough(passage)]
                 else:
-                    row = self._pair(document, document.masked)
-                    yield [row] if all(start < end for start, end in row.masked or ()) else []
+                    yield self._pair(document, document.masked)
 
     def table(self, rows: Sequence[Row]) -> pa.Table:
         """Rows as an Arrow table with the columns of `row_features`."""
@@ -125,9 +127,14 @@ class RowBuilder:
         """Rows as a dataset in memory."""
         return datasets.Dataset(InMemoryTable(self.table(rows)))
 
-    def _pair(self, document: Document, masked: tuple[tuple[int, int], ...]) -> Row:
+    def _pair(self, document: Document, masked: tuple[tuple[int, int], ...]) -> list[Row]:
         encoding, spans = encode_pair(document.text, masked, self.vocabulary)
-        return Row(
+        hidden = sum(end - start for start, end in spans)
+        added = len(spans) + 1  # sentinels and end mark
+        fits = len(encoding.ids) - hidden + added <= LONGEST_INPUT and hidden + added <= LONGEST_TARGET
+        if not fits or any(start == end for start, end in spans):
+            return []
+        row = Row(
             ids=encoding.ids,
             word_starts=self.vocabulary.words(encoding, document.text),
             term_spans=self._terms(document.text, encoding),
@@ -135,6 +142,7 @@ class RowBuilder:
             masked=spans,
             document=document.source,
         )
+        return [row]
 
     def _terms(self, text: str, encoding: Encoding) -> np.ndarray:
         if self.glossary is None:
