@@ -226,7 +226,7 @@ def test_only_gaps_with_terms_are_restricted(base, trie):
     free = decode_batch(base.model, base.vocabulary, encoded, [[GapRule(max_tokens=3)] * 2])[0]
     half = decode_batch(base.model, base.vocabulary, encoded, [[GapRule(max_tokens=3), GapRule(terms=trie)]])[0]
     assert half[0][0].ids == free[0][0].ids
-    assert trie.node(half[1][0].ids).ends
+    assert trie.node(half[1][0].ids).term
 
 
 def test_a_bias_lifts_each_whole_term_by_as_much_and_nothing_else(base, trie):
@@ -280,7 +280,9 @@ def test_decode_gaps_is_greedy_with_one_rule_for_all(base):
     [
         ({"strategy": "best"}, "strategy must be greedy, beams or sampling, found 'best'"),
         ({"beams": 0}, "beams must be at least 1, found 0"),
-        ({"temperature": 0.0}, "temperature must be above 0, found 0"),
+        ({"temperature": 0.0}, "temperature must lie between 0.01 and 100, found 0"),
+        ({"temperature": float("inf")}, "temperature must lie between 0.01 and 100, found inf"),
+        ({"seed": 10**20}, "seed must lie between 0 and 2\\^63"),
         ({"top_p": 1.5}, "top_p must be above 0 and at most 1, found 1.5"),
     ],
 )

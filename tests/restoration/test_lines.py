@@ -51,7 +51,7 @@ def test_a_line_that_fails_does_not_stop_the_rest(restorer):
     assert all(want in found and bool(want) == bool(found) for want, found in zip(expected, messages, strict=True))
     out = [json.loads(result.as_json()) for result in results]
     assert out[0]["id"] == 1
-    assert out[2] == {"line": 3, "error": messages[2]}
+    assert out[2] == {"text": "c ___", "adapter": "hart", "line": 3, "error": messages[2]}
     alone = restorer.restore(["b ___", "d <extra_id_0>"], adapter=["heart", "law"], max_gap_tokens=2)
     assert [out[1]["text"], out[6]["text"]] == [one.text for one in alone]
 
@@ -140,12 +140,17 @@ def test_half_characters_are_written_as_the_bytes_that_they_stand_for():
     assert as_bytes("\ud83d") == b"\xed\xa0\xbd"
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(monkeypatch):
+def test_a_line_that_is_too_long_fails_alone_and_comes_back_in_pieces(restorer, monkeypatch):
     monkeypatch.setattr(module, "LONGEST_LINE_BYTES", 8)
-    stream = io.BytesIO(b"1234567\n" + b"x" * 1000)
-    found = bounded_lines(stream, source="in.txt")
-    assert next(found) == b"1234567\n"
-    with pytest.raises(RefineError, match=r"in\.txt, line 2: expected at most 8 bytes, found more"):
-        next(found)
-    assert stream.tell() == 16
-    assert list(bounded_lines(io.BytesIO(b"1234567\n\nlast"), source="in.txt")) == [b"1234567\n", b"\n", b"last"]
+    whole = b"a ___\n" + b"x" * 21 + b"\nb ___\n" + b"y" * 9
+    stream = io.BytesIO(whole)
+    found = list(restore_lines(restorer, text_lines(bounded_lines(stream), source="in.txt"), max_gap_tokens=2))
+    assert [result.line.number for result in found] == [1, 2, 2, 2, 3, 4, 4]
+    told = [result.error for result in found if result.error is not None]
+    assert told == [f"in.txt, line {number}: expected at most 8 bytes, found more; break the line" for number in (2, 4)]
+    assert b"".join(result.as_text() for result in found[1:4]) == b"x" * 21 + b"\n"
+    assert b"".join(result.as_text() for result in found[5:]) == b"y" * 9
+    assert len(b"".join(result.as_json() for result in found).splitlines()) == 4
+    assert b"___" not in found[0].as_text() + found[4].as_text()
+    with pytest.raises(RefineError, match="line 2"):
+        list(restore_lines(restorer, text_lines(bounded_lines(io.BytesIO(whole)), source="in.txt"), strict=True))

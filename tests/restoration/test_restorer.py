@@ -132,7 +132,10 @@ def test_a_stream_of_any_length_is_read_bit_by_bit(restorer, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_candidates": 0}, "num_candidates must be at least 1, found 0"),
+        ({"num_candidates": 0}, "num_candidates must be a whole number from 1 on, found 0"),
+        ({"num_candidates": 2.5}, "num_candidates must be a whole number from 1 on, found 2.5"),
+        ({"decoding": "greedy"}, r"decoding must be Decoding.greedy\(\), .beam\(\) or .sampling\(\), found 'greedy'"),
+        ({"glossary": "x"}, "expected a Glossary, or one for each text, found 'x'"),
         ({"min_score": 1.5}, "min_score must lie between 0 and 1, found 1.5"),
         ({"batch_tokens": 0}, "batch_tokens must be at least 1, found 0"),
         ({"max_gap_tokens": 0}, "max_gap_tokens must be at least 1, found 0"),
@@ -163,3 +166,38 @@ def test_a_glossary_gives_as_many_different_answers_as_are_asked_for(restorer):
     answers = [candidate.text for candidate in gap.candidates]
     assert len(answers) == len(set(answers)) == 5
     assert set(answers) <= forms
+
+
+@pytest.mark.parametrize("term", ["CO₂", "10⁻³", "½ Tablette", "№", "Ｈｅａｒｔ", "ﬁbrosis", "ß-Blocker"])
+def test_a_term_is_answered_as_the_glossary_spells_it(restorer, term):
+    answers = [
+        c.text for c in restorer.restore("a ___ b", glossary=Glossary([term]), num_candidates=3).gaps[0].candidates
+    ]
+    assert term in answers
+    assert {answer[1:] for answer in answers} == {term[1:]}  # but for a capital
+
+
+def test_damage_that_is_found_need_be_no_term(restorer):
+    text, law = "the xq heart ___ of qx", Glossary(["撤销权"])
+    for glossary in (law, [law], [[law]]):
+        gaps = restorer.restore([text], detect=True, detect_threshold=0.0, glossary=glossary, max_gap_tokens=2)[0].gaps
+        assert {gap.text.strip() for gap in gaps if not gap.found} == {"撤销权"}
+        assert len([gap for gap in gaps if gap.found]) > 1
+        assert "撤销权" not in {gap.text.strip() for gap in gaps if gap.found}
+
+
+def test_a_favoured_term_is_finished_beyond_the_length(restorer):
+    term = "pulmonary congestion"
+    gap = restorer.restore("the ___ is", glossary=Glossary([term]), glossary_bias=1e4, max_gap_tokens=2).gaps[0]
+    assert gap.text.casefold() == term
+
+
+def test_several_domains_in_a_batch_answer_as_each_alone_in_the_usual_precision(tiny_base, adapters):
+    restorer = Restorer(load_base(tiny_base, device="cpu", precision="bfloat16"), adapters_dir=adapters)
+    names = ["heart", "law", "tax", None]
+    together = restorer.restore(["the ___ heart"] * 4, adapter=names, max_gap_tokens=3)
+    alone = [restorer.restore("the ___ heart", adapter=name, max_gap_tokens=3) for name in names]
+    assert [one.text for one in together] == [one.text for one in alone]
+    scores = [one.gaps[0].score for one in together]
+    assert scores == pytest.approx([one.gaps[0].score for one in alone], rel=1e-4)
+    assert len({round(score, 8) for score in scores}) > 1

@@ -5,6 +5,7 @@ import random
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import docx
 import pytest
@@ -14,7 +15,7 @@ from docx.opc.part import Part
 from docx.oxml import parse_xml
 from docx.shared import Pt
 
-from t5refine_peft import RefineError, Restorer, load_base
+from t5refine_peft import Glossary, RefineError, Restorer, load_base
 from t5refine_peft.restoration import word_documents as module
 from t5refine_peft.restoration.results import Restoration
 from t5refine_peft.restoration.word_documents import restore_document
@@ -40,8 +41,29 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "in.docx"
 
 
+def restored_paragraphs(restorer: Restorer, source: Path, target: Path, **options: Any) -> list[Restoration]:
+    """The paragraphs that had gaps, none of which failed."""
+    return [result.restoration for result in restore_document(restorer, source, target, **options)]
+
+
+def test_a_paragraph_that_fails_stays_and_does_not_stop_the_rest(restorer, tmp_path: Path):
+    document = docx.Document()
+    for text in ("takes □□□□□□□□□□ now", "no gap", "合同___成立"):
+        document.add_paragraph(text)
+    document.save(tmp_path / "in.docx")
+    options = {"glossary": Glossary(["撤销权"]), "count_marks": True}
+    failed, done = restore_document(restorer, tmp_path / "in.docx", tmp_path / "out.docx", **options)
+    assert "in.docx, paragraph 1: the glossary holds no term of 10 characters" in failed.error
+    assert done.error is None
+    after = [paragraph.text for paragraph in docx.Document(tmp_path / "out.docx").paragraphs]
+    assert after == ["takes □□□□□□□□□□ now", "no gap", "合同撤销权成立"]
+    with pytest.raises(RefineError, match="paragraph 1"):
+        restore_document(restorer, tmp_path / "in.docx", tmp_path / "strict.docx", strict=True, **options)
+    assert not (tmp_path / "strict.docx").exists()
+
+
 def test_the_layout_stays_and_gaps_across_runs_are_filled(restorer, source: Path, tmp_path: Path):
-    restored = restore_document(restorer, source, tmp_path / "out.docx", max_gap_tokens=2)
+    restored = restored_paragraphs(restorer, source, tmp_path / "out.docx", max_gap_tokens=2)
     assert sorted(len(one.gaps) for one in restored) == [1, 1, 2]
     before, after = docx.Document(source), docx.Document(tmp_path / "out.docx")
     runs = after.paragraphs[0].runs
@@ -69,7 +91,7 @@ def test_a_mark_with_a_tab_in_it_is_filled_and_gone(restorer, tmp_path: Path, ga
     document = docx.Document()
     document.add_paragraph(f"He takes{gap}daily.")
     document.save(tmp_path / "in.docx")
-    (restored,) = restore_document(restorer, tmp_path / "in.docx", tmp_path / "out.docx", gap=gap, max_gap_tokens=2)
+    (restored,) = restored_paragraphs(restorer, tmp_path / "in.docx", tmp_path / "out.docx", gap=gap, max_gap_tokens=2)
     assert len(restored.gaps) == 1
     assert restored.gaps[0].text.strip()
     assert docx.Document(tmp_path / "out.docx").paragraphs[0].text == restored.text
@@ -92,7 +114,7 @@ def test_notes_are_restored_too(restorer, source: Path, tmp_path: Path):
     link = part.relate_to("https://example.org", RELATIONSHIP_TYPE.HYPERLINK, is_external=True)
     document.part.relate_to(part, RELATIONSHIP_TYPE.FOOTNOTES)
     document.save(source)
-    restored = restore_document(restorer, source, tmp_path / "out.docx", max_gap_tokens=2)
+    restored = restored_paragraphs(restorer, source, tmp_path / "out.docx", max_gap_tokens=2)
     assert sum(len(one.gaps) for one in restored) == 5
     after = docx.Document(tmp_path / "out.docx").part.part_related_by(RELATIONSHIP_TYPE.FOOTNOTES)
     root = parse_xml(after.blob)

@@ -111,8 +111,10 @@ def restore(
     if is_document and file is not None and output is not None:
         from t5refine_peft.restoration.word_documents import restore_document
 
-        restored = restore_document(restorer, file, output, **chosen)
-        print(f"{output}: {sum(len(one.gaps) for one in restored)} gaps restored", file=sys.stderr)
+        paragraphs = _Told(restore_document(restorer, file, output, strict=strict, **chosen))
+        gaps = sum(len(one.restoration.gaps) for one in paragraphs if one.restoration is not None)
+        print(f"{output}: {gaps} gaps restored", file=sys.stderr)
+        paragraphs.end("paragraphs with gaps")
         return
     as_json = as_json or (file is not None and file.suffix.lower() == ".jsonl" and not as_html)
     results = _Told(_results(restorer, text, file, strict, chosen))
@@ -120,9 +122,7 @@ def restore(
         for piece in _page(results) if as_html else _plain(results, as_json):
             stream.write(piece)
             stream.flush()
-    if results.failed:
-        print(f"{results.failed} of {results.lines} lines could not be restored", file=sys.stderr)
-        raise typer.Exit(1)
+    results.end("lines")
 
 
 @contextmanager
@@ -143,11 +143,17 @@ class _Told:
 
     def __iter__(self) -> Iterator[LineResult]:
         for result in self._results:
-            self.lines += 1
+            self.lines += not result.line.goes_on
             if result.error is not None:
                 self.failed += 1
                 print(f"t5refine: {result.error}", file=sys.stderr, flush=True)
             yield result
+
+    def end(self, what: str) -> None:
+        """End with exit 1 where any failed."""
+        if self.failed:
+            print(f"{self.failed} of {self.lines} {what} could not be restored", file=sys.stderr)
+            raise typer.Exit(1)
 
 
 def _standard_input() -> IO[bytes]:
@@ -167,8 +173,7 @@ def _results(
     from t5refine_peft.restoration.lines import Line, as_bytes, bounded_lines, json_lines, restore_lines, text_lines
 
     if file is None and text == "-":
-        source = "standard input"
-        piped = text_lines(bounded_lines(_standard_input(), source=source), source=source)
+        piped = text_lines(bounded_lines(_standard_input()), source="standard input")
         yield from restore_lines(restorer, piped, strict=strict, live=True, **chosen)
         return
     if file is None:
@@ -181,7 +186,7 @@ def _results(
     shown = sys.stderr.isatty() and size > _PROGRESS_FROM_BYTES
     bar = typer.progressbar(length=size, label=file.name, file=sys.stderr) if shown else nullcontext()
     with file.open("rb") as stream, bar as progress:
-        lines = read(bounded_lines(stream, source=str(file)), source=str(file))
+        lines = read(bounded_lines(stream), source=str(file))
         for result in restore_lines(restorer, lines, strict=strict, **chosen):
             if progress is not None:
                 progress.update(len(result.line.raw))

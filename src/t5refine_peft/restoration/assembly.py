@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import islice
 
+from t5refine_peft.restoration.constraints import GapRule
 from t5refine_peft.restoration.decoding import Answer
 from t5refine_peft.restoration.gaps import Gap
 from t5refine_peft.restoration.results import Candidate, Restoration, RestoredGap
@@ -20,6 +21,7 @@ def put_together(
     answers: Sequence[Sequence[Answer]],
     *,
     decode: Callable[[Sequence[int]], str],
+    rules: Sequence[GapRule] | None = None,
     min_score: float = 0.0,
     num_candidates: int | None = None,
 ) -> Restoration:
@@ -32,6 +34,7 @@ def put_together(
         gaps: in order, apart.
         answers: for each gap its answers, the best first.
         decode: token ids to text.
+        rules: for each gap its rule; an answer that is one of its terms is written as the glossary has it.
         min_score: gaps whose best answer is less probable are left open.
         num_candidates: how many different answers to a gap are told of; None is all.
     """
@@ -47,7 +50,10 @@ def put_together(
         after = text[gap.end : min(next_start, gap.end + 1)]
         scores: dict[str, float] = {}
         for answer in found:
-            scores.setdefault(fit(decode(answer.ids), before, after), answer.probability)
+            said = decode(answer.ids)
+            if rules is not None:
+                said = _as_listed(said, answer.ids, rules[number])
+            scores.setdefault(fit(said, before, after), answer.probability)
         candidates = tuple(Candidate(*pair) for pair in islice(scores.items(), num_candidates))
         stood = text[gap.start : gap.end]
         best = candidates[0]
@@ -62,3 +68,11 @@ def put_together(
             filled.append(RestoredGap(start, length, written, best.score, candidates, gap.found, is_open))
             source_lengths.append(len(stood))
     return Restoration("".join([*parts, text[reached:]]), tuple(filled), tuple(source_lengths))
+
+
+def _as_listed(said: str, ids: Sequence[int], rule: GapRule) -> str:
+    """An answer as the glossary spells it: a vocabulary knows no CO₂, only CO2."""
+    node = rule.terms.node(ids) if rule.terms is not None else None
+    if node is None or node.term is None:
+        return said
+    return f"{' ' if said.startswith(' ') else ''}{node.term}"

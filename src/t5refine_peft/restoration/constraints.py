@@ -127,14 +127,16 @@ class GapLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         strict = rule.terms is not None and math.isinf(rule.term_bias)
         if strict and node is not None:
             allowed[list(node.children)] = True
-            allowed[closing] = node.ends
+            allowed[closing] = node.term is not None
             return closing, None
         allowed[: len(self._text)], allowed[closing] = self._by_length(tail, rule)
         if node is None:
             return closing, None
         kept = np.zeros(len(self._text), dtype=bool)
         kept[list(node.children)] = True
-        kept[closing] = node.ends
+        if tail and rule.characters is None:
+            allowed[: len(self._text)] |= kept  # a term that has begun may be finished
+        kept[closing] = node.term is not None
         # Only the difference counts within a step; what is lowered at the first token is the bonus of whole terms.
         return closing, (kept, rule.term_bias)
 

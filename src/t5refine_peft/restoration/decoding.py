@@ -38,8 +38,10 @@ class Decoding:
             faults.append(f"strategy must be greedy, beams or sampling, found {self.strategy!r}")
         if self.beams < 1:
             faults.append(f"beams must be at least 1, found {self.beams}")
-        if not self.temperature > 0:
-            faults.append(f"temperature must be above 0, found {self.temperature}")
+        if not 0.01 <= self.temperature <= 100:
+            faults.append(f"temperature must lie between 0.01 and 100, found {self.temperature}")
+        if not 0 <= self.seed < 2**63:
+            faults.append(f"seed must lie between 0 and 2^63, found {self.seed}")
         if not 0 < self.top_p <= 1:
             faults.append(f"top_p must be above 0 and at most 1, found {self.top_p}")
         if faults:

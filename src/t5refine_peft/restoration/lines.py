@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -41,6 +40,8 @@ class Line:
     """The one that the line names."""
     error: str | None = None
     """Why it can't be restored."""
+    goes_on: bool = False
+    """Whether it is a further piece of a line that is too long, and was told of with its first."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,14 @@ class LineResult:
         return as_bytes(self.restoration.text) + self.line.end
 
     def as_json(self) -> bytes:
-        """An object in a line: the line's own fields with text and gaps; where it failed, its number and the reason."""
+        """An object in a line: the line's own fields, and text and gaps, or where it failed, its number and why."""
+        if self.line.goes_on:
+            return b""
+        own = self.line.row or {}
         if self.restoration is None:
-            found: dict[str, Any] = {"line": self.line.number, "error": self.error}
+            found: dict[str, Any] = {**own, "line": self.line.number, "error": self.error}
         else:
-            found = {**(self.line.row or {}), **self.restoration.as_object()}
+            found = {**own, **self.restoration.as_object()}
         return (json.dumps(found, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
@@ -74,26 +78,28 @@ def as_bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def bounded_lines(stream: IO[bytes], *, source: str) -> Iterator[bytes]:
-    """The lines of a file or a pipe, with their ends.
-
-    Raises:
-        RefineError: a line has no end within `LONGEST_LINE_BYTES`.
-    """
-    for number in itertools.count(1):
-        if not (line := stream.readline(LONGEST_LINE_BYTES)):
-            return
-        if len(line) == LONGEST_LINE_BYTES and not line.endswith(b"\n"):
-            raise RefineError(
-                f"{source}, line {number}: expected at most {LONGEST_LINE_BYTES:,} bytes, found more; break the line"
-            )
+def bounded_lines(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file or a pipe with their ends, longer ones in pieces of `LONGEST_LINE_BYTES`."""
+    while line := stream.readline(LONGEST_LINE_BYTES):
         yield line
 
 
 def text_lines(stream: Iterable[bytes], *, source: str) -> Iterator[Line]:
-    """Lines of plain text, UTF-8; `source` names it in messages."""
-    for number, raw in enumerate(stream, start=1):
+    """Lines of plain text, UTF-8; `source` names it in messages.
+
+    A piece of `bounded_lines` has no end: the line that it begins fails, and comes out in pieces as it came in.
+    """
+    number = 0
+    too_long = ""
+    for raw in stream:
+        goes_on = bool(too_long)
+        number += not goes_on
         where = f"{source}, line {number}"
+        if goes_on or (len(raw) == LONGEST_LINE_BYTES and not raw.endswith(b"\n")):
+            too_long = f"{where}: expected at most {LONGEST_LINE_BYTES:,} bytes, found more; break the line"
+            yield Line(number=number, raw=raw, error=too_long, goes_on=goes_on)
+            too_long = "" if raw.endswith(b"\n") else too_long
+            continue
         content = raw.rstrip(b"\r\n")
         try:
             text = content.decode("utf-8")
@@ -161,7 +167,10 @@ def restore_lines(
         good = [line for line in part if line.error is None]
         done = _restore(restorer, good, adapter, options)
         for line in part:
-            result = LineResult(line, None, line.error) if line.error is not None else next(done)
+            if line.goes_on:
+                result = LineResult(line, None)
+            else:
+                result = LineResult(line, None, line.error) if line.error is not None else next(done)
             if strict and result.error is not None:
                 raise RefineError(result.error)
             yield result

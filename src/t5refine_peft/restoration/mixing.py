@@ -120,7 +120,7 @@ def _stack(layer: Any, adapters: Sequence[_LowRank | None], dtype: torch.dtype) 
     device = there[0].down.device if there else layer.weight.device
     down = torch.zeros((len(adapters) + 1, layer.in_features, rank), dtype=dtype, device=device)
     up = torch.zeros((len(adapters) + 1, rank, layer.out_features), dtype=dtype, device=device)
-    scale = torch.zeros((len(adapters) + 1, 1, 1), dtype=dtype, device=device)
+    scale = torch.zeros((len(adapters) + 1, 1, 1), device=device)  # fp32, as the number it is for one adapter
     for number, own in enumerate(adapters, start=1):
         if own is not None:
             scale[number] = own.scale

@@ -180,8 +180,9 @@ class Restorer:
                 `set_adapter`, else the base.
             gap: the only mark that is a gap; all others are text.
             gaps: for each text its gaps as character ranges (start, end), in order; then no mark is a gap.
-            glossary: terms to answer with: one glossary for all, one a text, or one for each gap of each text.
-            glossary_bias: by how many nats terms are favoured over other answers; infinity allows terms alone.
+            glossary: terms to answer with: one glossary for all, one a text, or one for each given gap of each text.
+            glossary_bias: by how many nats terms are favoured over other answers; infinity allows terms alone, in the
+                gaps that are given: damage that is found may be any word.
             detect: look for damage that no mark tells of, too.
             detect_threshold: words whose least probable token has a log-probability below this are damage, in nats;
                 None takes the adapter's own, fitted in training.
@@ -204,8 +205,10 @@ class Restorer:
         odd = [bytes] if isinstance(texts, bytes) else [type(text) for text in texts if not isinstance(text, str)]
         if odd:
             raise RefineError(f"texts must be strings, found {odd[0].__name__}")
-        if num_candidates < 1:
-            raise RefineError(f"num_candidates must be at least 1, found {num_candidates}")
+        if not isinstance(num_candidates, int) or num_candidates < 1:
+            raise RefineError(f"num_candidates must be a whole number from 1 on, found {num_candidates}")
+        if not isinstance(decoding, Decoding | None):
+            raise RefineError(f"decoding must be Decoding.greedy(), .beam() or .sampling(), found {decoding!r}")
         if not 0 <= min_score <= 1:
             raise RefineError(f"min_score must lie between 0 and 1, found {min_score}")
         if detect_threshold is not None and math.isnan(detect_threshold):
@@ -240,8 +243,10 @@ class Restorer:
         )
         decode = self._base.vocabulary.decode
         restored = [
-            put_together(text, found, filled, decode=decode, min_score=min_score, num_candidates=num_candidates)
-            for text, found, filled in zip(texts, places, answers, strict=True)
+            put_together(
+                text, found, filled, decode=decode, rules=own, min_score=min_score, num_candidates=num_candidates
+            )
+            for text, found, filled, own in zip(texts, places, answers, rules, strict=True)
         ]
         return restored[0] if single else restored
 

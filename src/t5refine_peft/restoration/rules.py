@@ -13,7 +13,7 @@ from t5refine_peft.restoration.gaps import Gap, counted_characters
 from t5refine_peft.restoration.trie import TermTrie
 
 GlossaryChoice = Glossary | Sequence[Glossary | Sequence[Glossary | None] | None] | None
-"""One glossary for all gaps, one for each text, or one for each gap of each text."""
+"""One glossary for all gaps, one for each text, or one for each given gap of each text."""
 
 
 class RuleBook:
@@ -44,7 +44,7 @@ class RuleBook:
             raise RefineError(f"the glossary's bias must be above 0 nats, found {term_bias}")
         made: dict[tuple[int, int | None], GapRule] = {}
         found = []
-        for text, gaps, glossaries in zip(texts, places, _spread(glossary, places), strict=True):
+        for text, gaps, glossaries in zip(texts, places, _spread(glossary, places, term_bias), strict=True):
             rules = []
             for gap, own in zip(gaps, glossaries, strict=True):
                 characters = counted_characters(text, gap) if count_marks and not gap.found else None
@@ -71,15 +71,22 @@ class RuleBook:
         return self._tries[key]
 
 
-def _spread(glossary: GlossaryChoice, places: Sequence[Sequence[Gap]]) -> list[list[Glossary | None]]:
-    if glossary is None or isinstance(glossary, Glossary):
-        return [[glossary] * len(gaps) for gaps in places]
-    if len(glossary) != len(places):
-        raise RefineError(f"expected a glossary for each of {len(places)} texts, found {len(glossary)}")
+def _spread(glossary: GlossaryChoice, places: Sequence[Sequence[Gap]], term_bias: float) -> list[list[Glossary | None]]:
+    """For each gap its glossary. Damage that was found need be no term: a strict one leaves it free."""
+    if isinstance(glossary, str):
+        raise RefineError(f"expected a Glossary, or one for each text, found {glossary!r}; load it with Glossary.load")
+    each_text = [glossary] * len(places) if glossary is None or isinstance(glossary, Glossary) else list(glossary)
+    if len(each_text) != len(places):
+        raise RefineError(f"expected a glossary for each of {len(places)} texts, found {len(each_text)}")
     spread: list[list[Glossary | None]] = []
-    for number, (own, gaps) in enumerate(zip(glossary, places, strict=True), start=1):
-        each = [own] * len(gaps) if own is None or isinstance(own, Glossary) else list(own)
-        if len(each) != len(gaps):
-            raise RefineError(f"text {number} has {len(gaps)} gaps: expected a glossary for each, found {len(each)}")
-        spread.append(each)
+    for number, (own, gaps) in enumerate(zip(each_text, places, strict=True), start=1):
+        given = sum(not gap.found for gap in gaps)
+        if own is None or isinstance(own, Glossary):
+            for_given, for_found = [own] * given, None if math.isinf(term_bias) else own
+        else:
+            for_given, for_found = list(own), None
+        if len(for_given) != given:
+            raise RefineError(f"text {number} has {given} gaps: expected a glossary for each, found {len(for_given)}")
+        left = iter(for_given)
+        spread.append([for_found if gap.found else next(left) for gap in gaps])
     return spread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 from t5refine_peft.corpus.glossary import Glossary
@@ -9,33 +10,34 @@ from t5refine_peft.corpus.tokenization import Vocabulary
 
 
 class TrieNode:
-    """A beginning of some terms: what may follow, and whether it is a whole term itself."""
+    """A beginning of some terms: what may follow, and the term that it is as a whole, as the list writes it."""
 
-    __slots__ = ("children", "ends")
+    __slots__ = ("children", "term")
 
     def __init__(self) -> None:
         self.children: dict[int, TrieNode] = {}
-        self.ends = False
+        self.term: str | None = None
 
 
 class TermTrie:
-    """Token sequences, looked up by what they begin with.
+    """Terms by their tokens, looked up by what they begin with.
 
-    >>> trie = TermTrie([[5, 6], [5, 7, 8]])
-    >>> sorted(trie.node([5]).children), trie.node([5]).ends, trie.node([5, 6]).ends, trie.node([6])
-    ([6, 7], False, True, None)
+    >>> trie = TermTrie([([5, 6], "heart"), ([5, 7, 8], "hearing")])
+    >>> sorted(trie.node([5]).children), trie.node([5]).term, trie.node([5, 6]).term, trie.node([6])
+    ([6, 7], None, 'heart', None)
     """
 
-    def __init__(self, sequences: Iterable[Sequence[int]]) -> None:
+    def __init__(self, terms: Iterable[tuple[Sequence[int], str]]) -> None:
         self._root = TrieNode()
         self.depth = 0
         """Tokens of the longest."""
-        for sequence in sequences:
+        for tokens, term in terms:
             node = self._root
-            for token in sequence:
+            for token in tokens:
                 node = node.children.setdefault(token, TrieNode())
-            node.ends = node is not self._root
-            self.depth = max(self.depth, len(sequence))
+            if node is not self._root:
+                node.term = node.term or term  # of two spellings that the vocabulary can't tell apart, the first
+            self.depth = max(self.depth, len(tokens))
 
     @classmethod
     def of_terms(cls, glossary: Glossary, vocabulary: Vocabulary, *, characters: int | None = None) -> TermTrie:
@@ -44,17 +46,16 @@ class TermTrie:
         Args:
             glossary: the terms.
             vocabulary: the base's.
-            characters: only terms of so many characters, as they are decoded.
+            characters: only terms of so many characters.
         """
-        sequences = []
+        terms = []
         for term in glossary.terms:
-            for form in dict.fromkeys((term, term[0].upper() + term[1:])):
+            for form in (term, *_capitalized(term)):
                 for encode in (vocabulary.encode, vocabulary.encode_continuation):
                     ids = encode(form).ids.tolist()
-                    fits = characters is None or len(vocabulary.decode(ids).strip()) == characters
-                    if fits and vocabulary.unk_id not in ids:
-                        sequences.append(ids)
-        return cls(sequences)
+                    if vocabulary.unk_id not in ids and characters in (None, len(form)):
+                        terms.append((ids, form))
+        return cls(terms)
 
     def __bool__(self) -> bool:
         return bool(self._root.children)
@@ -65,3 +66,11 @@ class TermTrie:
         for token in tokens:
             node = node.children.get(token) if node is not None else None
         return node
+
+
+def _capitalized(term: str) -> list[str]:
+    """The term as it begins a sentence, where its first letter has a capital that is one letter too."""
+    first = term[0]
+    capital = first.upper()
+    plain = unicodedata.normalize("NFKC", first) == first and len(capital) == 1  # neither a ligature nor a full width
+    return [capital + term[1:]] if plain and capital != first else []

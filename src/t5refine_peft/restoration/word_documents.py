@@ -8,6 +8,7 @@ from typing import Any, Unpack
 
 from t5refine_peft.corpus.word import word_document
 from t5refine_peft.errors import RefineError
+from t5refine_peft.restoration.lines import Line, LineResult, restore_lines
 from t5refine_peft.restoration.restorer import RestoreOptions, Restorer
 from t5refine_peft.restoration.results import Restoration
 from t5refine_peft.storage import atomic_file
@@ -20,8 +21,13 @@ _BREAKS = {f"{_W}tab": "\t", f"{_W}br": "\n", f"{_W}cr": "\n", f"{_W}noBreakHyph
 
 
 def restore_document(
-    restorer: Restorer, source: str | Path, target: str | Path, **options: Unpack[RestoreOptions]
-) -> list[Restoration]:
+    restorer: Restorer,
+    source: str | Path,
+    target: str | Path,
+    *,
+    strict: bool = False,
+    **options: Unpack[RestoreOptions],
+) -> list[LineResult]:
     """Fill the gaps in a Word document's paragraphs, tables, headers, footers and notes, and write it to `target`.
 
     A paragraph is one text, however many runs it is set in. What fills a gap is set as the gap's first character was.
@@ -30,28 +36,35 @@ def restore_document(
         restorer: the model.
         source: a .docx file.
         target: where the restored one is written.
+        strict: raise at the first paragraph that fails; else it stays as it was.
         options: as `Restorer.restore` takes them.
 
     Returns:
-        The restored paragraphs that had gaps.
+        The paragraphs that had gaps, and those that failed, each by its number.
 
     Raises:
-        RefineError: python-docx is not there, `source` is no Word document, or gaps are given as ranges, which go by
-            text.
+        RefineError: python-docx is not there, `source` is no Word document, gaps are given as ranges, which go by
+            text, or `strict` is asked for and a paragraph failed.
     """
     if options.get("gaps") is not None or not isinstance(options.get("adapter"), str | None):
         raise RefineError("a document takes one adapter, and marks for gaps; call Restorer.restore for others")
     with word_document(Path(source)) as document:
         roots = _roots(document)
     paragraphs = [pieces for root in roots for element in root.iter(f"{_W}p") if (pieces := _pieces(element))]
-    texts = ["".join(text for _, text in pieces) for pieces in paragraphs]
-    restored = restorer.restore(texts, **options)
-    for pieces, text, restoration in zip(paragraphs, texts, restored, strict=True):
-        if restoration.text != text:
-            _write_back(pieces, restoration)
+    texts = ("".join(text for _, text in pieces) for pieces in paragraphs)
+    lines = (
+        Line(number=number, raw=b"", where=f"{source}, paragraph {number}", text=text)
+        for number, text in enumerate(texts, start=1)
+    )
+    found = []
+    for pieces, result in zip(paragraphs, restore_lines(restorer, lines, strict=strict, **options), strict=True):
+        if result.restoration is None or result.restoration.gaps:
+            found.append(result)
+        if result.restoration is not None and result.restoration.text != result.line.text:
+            _write_back(pieces, result.restoration)
     with atomic_file(Path(target)) as temporary:
         document.save(str(temporary))
-    return [restoration for restoration in restored if restoration.gaps]
+    return found
 
 
 def _roots(document: Any) -> list[Any]:
