@@ -73,6 +73,7 @@ WRONG_SETTINGS: list[dict[str, Any]] = [
     {"use_dora": True},
     {"use_rslora": "yes"},
     {"inference_mode": "yes"},
+    {"inference_mode": 1},
     {"peft_version": 1},
     {"megatron_config": {"a": 1}},
     {"megatron_core": "os"},
@@ -87,6 +88,19 @@ WRONG_SETTINGS: list[dict[str, Any]] = [
     {"target_parameters": ["x"]},
     {"layer_replication": [[0, 1]]},
     {"something_new": [1]},
+    *(
+        {key: empty}
+        for key in (
+            "kasa_config",
+            "eva_config",
+            "arrow_config",
+            "use_bdlora",
+            "trainable_token_indices",
+            "target_parameters",
+        )
+        for empty in ({}, [], "", 0)
+    ),
+    *({key: value} for key in ("use_dora", "fan_in_fan_out", "rank_pattern") for value in ([], "", 0)),
     {"\u001b[31m": "\u001b[2J"},
 ]
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import inspect
 import json
+import math
 import shutil
 import threading
 from collections.abc import Callable
@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
-from t5refine_peft import RefineError, Restorer, load_base
+from t5refine_peft import Decoding, Quantization, RefineError, Restorer, load_base
 from t5refine_peft.modeling.base import Base
+from t5refine_peft.restoration import adapters as module
 
 IDS = torch.arange(5, 25)[None]
 TEXTS = ["the patient ___ and ___", "___", "合同___生效", "a ___ b", "takes ___ for ___ now", "the ___ of"]
@@ -25,10 +26,6 @@ def full_precision(tiny_base: Path) -> Base:
 
 
 def nf4(tiny_base: Path) -> Base:
-    if "quantization" not in inspect.signature(load_base).parameters:
-        pytest.skip("load_base has no quantization yet")
-    from t5refine_peft import Quantization
-
     return load_base(tiny_base, device="cpu", precision="float32", quantization=Quantization.nf4())
 
 
@@ -179,13 +176,86 @@ def test_an_adapter_that_fails_to_load_leaves_the_others_on(tiny_base: Path, ada
     assert torch.equal(logits_of(restorer, "law"), law)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_fails_within_peft_leaves_nothing_and_is_one_sentence(tiny_base, adapters, monkeypatch, first):
+    base = full_precision(tiny_base)
+    restorer = Restorer(base, adapters_dir=adapters)
+    if not first:
+        restorer.load_adapter("heart")
+    alone = logits_of(restorer, None)
+    for owner, name in ((module, "load_adapted"), (PeftModel, "load_adapter")):
+        whole = getattr(owner, name)
+
+        def fails(*args, whole=whole, **options):
+            whole(*args, **options)
+            raise TypeError("half-way")
+
+        monkeypatch.setattr(owner, name, fails)
+    with pytest.raises(RefineError, match=r"the adapter 'law' can't be loaded by PEFT \('half-way'\)"):
+        restorer.load_adapter("law")
+    monkeypatch.undo()
+    assert not any("law" in key for key in base.model.state_dict())
+    assert any("lora" in key for key in base.model.state_dict()) != first
+    assert torch.equal(logits_of(restorer, None), alone)
+    law = logits_of(Restorer(full_precision(tiny_base), adapters_dir=adapters), "law")
+    assert torch.equal(logits_of(restorer, "law"), law)
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"),
+    [(math.nan, "are no finite numbers"), (math.inf, "are no finite numbers"), (1e30, "'x' gives scores that are no")],
+)
+def test_an_adapter_whose_weights_are_no_numbers_answers_nothing(tiny_base, adapters, tmp_path, factor, message):
+    shutil.copytree(adapters / "heart", tmp_path / "x")
+    file = tmp_path / "x" / "adapter_model.safetensors"
+    save_file({name: tensor.float() * factor for name, tensor in load_file(file).items()}, file)
+    restorer = Restorer(full_precision(tiny_base), adapters_dir=tmp_path)
+    for options in (
+        {"num_candidates": 3},
+        {"decoding": Decoding.sampling()},
+        {"detect": True, "detect_threshold": -8.0},
+        {},
+    ):
+        with pytest.raises(RefineError, match=message):
+            restorer.restore("the ___ heart", adapter="x", min_score=0.5, **options)
+    assert restorer.restore("the ___ heart", max_gap_tokens=2).gaps[0].score >= 0
+
+
+def test_a_mixed_batch_stays_within_the_limit(tiny_base: Path, adapters: Path):
+    base = full_precision(tiny_base)
+    sizes = {}
+    for name in ("heart", "tax"):
+        one = Restorer(base, adapters_dir=adapters)
+        one.load_adapter(name)
+        sizes[name] = sum(weight.nbytes for key, weight in base.model.state_dict().items() if "lora_" in key)
+        one.delete_adapter(name)
+    limit = sizes["heart"] + sizes["tax"] + 3 * sizes["tax"]  # their stack: both and zeros, of tax's rank
+    restorer = Restorer(base, adapters_dir=adapters, max_adapter_bytes=limit)
+    for name in ("law", "heart", "tax"):
+        restorer.load_adapter(name)
+    both = {"adapter": ["heart", "tax"], "max_gap_tokens": 2}
+    alone = [restorer.restore("a ___", adapter=name, max_gap_tokens=2).text for name in both["adapter"]]
+    assert [one.text for one in restorer.restore(["a ___"] * 2, **both)] == alone
+    assert set(restorer.adapters) == {"heart", "tax"}
+    less = Restorer(full_precision(tiny_base), adapters_dir=adapters, max_adapter_bytes=limit - 1)
+    assert [one.text for one in less.restore(["a ___"] * 2, **both)] == alone  # one after the other
+
+
 @pytest.mark.parametrize("number", ["1" + 400 * "0", "Infinity", "NaN", "true", '"1"'])
 @pytest.mark.parametrize("key", ["calibration.temperature", "detection.threshold"])
 def test_a_card_with_an_odd_number_is_refused(tiny_base: Path, adapters: Path, tmp_path: Path, number: str, key: str):
     shutil.copytree(adapters / "heart", tmp_path / "x")
     part, _, name = key.partition(".")
     (tmp_path / "x" / "card.json").write_text(f'{{"{part}": {{"{name}": {number}}}}}')
-    with pytest.raises(RefineError, match=rf"{key} must be a number, found .{{1,60}}; train it anew"):
+    with pytest.raises(RefineError, match=rf"{key} must be a number( from 0.25 to 8)?, found .{{1,60}}; train it anew"):
+        Restorer(full_precision(tiny_base), adapters_dir=tmp_path).load_adapter("x")
+
+
+@pytest.mark.parametrize("temperature", ["1e-300", "0.2", "9"])
+def test_a_temperature_that_no_fit_gives_is_refused(tiny_base, adapters, tmp_path, temperature):
+    shutil.copytree(adapters / "heart", tmp_path / "x")
+    (tmp_path / "x" / "card.json").write_text(f'{{"calibration": {{"temperature": {temperature}}}}}')
+    with pytest.raises(RefineError, match=r"calibration.temperature must be a number from 0.25 to 8, found"):
         Restorer(full_precision(tiny_base), adapters_dir=tmp_path).load_adapter("x")
 
 

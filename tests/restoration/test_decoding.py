@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from t5refine_peft import Glossary, RefineError
+from t5refine_peft.restoration import decoding as decoding_module
 from t5refine_peft.restoration.constraints import GapLogitsProcessor, GapRule
 from t5refine_peft.restoration.decoding import Decoding, _longest, decode_at_temperatures, decode_batch, decode_gaps
 from t5refine_peft.restoration.encoding import EncoderCache, encode_batch
@@ -289,3 +290,22 @@ def test_decode_gaps_is_greedy_with_one_rule_for_all(base):
 def test_a_search_that_can_not_be_is_refused(options, message):
     with pytest.raises(RefineError, match=message):
         Decoding(**options)
+
+
+@pytest.mark.parametrize("decoding", [None, Decoding.beam(3)])
+def test_texts_that_are_decoded_bit_by_bit_are_answered_alike(base, monkeypatch, decoding):
+    inputs = [window_of(text, base.vocabulary) for text in ("the ___ heart", "___ it is ___.", "合同___", "a ___ b")]
+    encoded = encode_batch(base.model, inputs, pad_id=0)
+    rules = [[GapRule(max_tokens=3)] * count for count in (1, 2, 1, 1)]
+    together = decode_batch(base.model, base.vocabulary, encoded, rules, num_candidates=3, decoding=decoding)
+    rows = []
+    generate = base.model.generate
+    monkeypatch.setattr(decoding_module, "LOGITS_BYTES", 4 * base.model.config.vocab_size * 8)
+    monkeypatch.setattr(
+        base.model, "generate", lambda **o: rows.append(len(o["decoder_input_ids"]) * o["num_beams"]) or generate(**o)
+    )
+    apart = decode_batch(base.model, base.vocabulary, encoded, rules, num_candidates=3, decoding=decoding)
+    assert max(rows) <= 8 < sum(rows)
+    for one, other in zip(itertools.chain(*together), itertools.chain(*apart), strict=True):
+        assert [answer.ids for answer in one] == [answer.ids for answer in other]
+        assert [a.probability for a in one] == pytest.approx([a.probability for a in other], rel=1e-4)

@@ -26,13 +26,22 @@ _READ = {"r", "lora_alpha", "lora_dropout", "target_modules", "peft_type", "task
 _WORDS = {"base_model_name_or_path", "peft_version", "revision"}
 """Keys that decide nothing about a saved adapter's answers."""
 _PLAIN: dict[str, tuple[object, ...]] = {
+    "alpha_pattern": ({},),
     "bias": ("none",),
-    "inference_mode": (True,),
-    "init_lora_weights": (True, "gaussian"),  # PiSSA and the like change the base's weights
+    "ensure_weight_tying": (False,),
+    "fan_in_fan_out": (False,),
+    "inference_mode": (True, False),
+    "init_lora_weights": (True, False, "gaussian"),  # PiSSA and the like change the base's weights
+    "loftq_config": ({},),
+    "lora_bias": (False,),
     "megatron_core": ("megatron.core",),
     "qalora_group_size": (16,),
+    "rank_pattern": ({},),
 }
-"""What the other keys hold in plain LoRA, where that is more than nothing."""
+"""What the other keys hold in plain LoRA, where they are there and not null; those of `use_...` hold false.
+
+Nothing else is taken, be it as empty as `{}`: some of PEFT's variants are asked for by that alone.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +124,16 @@ def _read_config(path: Path) -> tuple[int, float, frozenset[str]]:
         if key in _WORDS:
             if not isinstance(value, str | None):
                 faults.append(f"{key} must be text, found {short(value)}")
-        elif value and value not in _PLAIN.get(key, ()):
+        elif value is not None and not _is_plain(key, value):
             faults.append(f"{short(key)} is {short(value)}, which is not plain LoRA")
     if faults:
         raise RefineError(f"{path} can't be used: {_first(faults)}; expected the configuration of a plain LoRA adapter")
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank), frozenset(targets)
+
+
+def _is_plain(key: str, value: object) -> bool:
+    plain = _PLAIN.get(key, (False,) if key.startswith("use_") else ())
+    return any(type(value) is type(allowed) and value == allowed for allowed in plain)  # 0 is not false
 
 
 def _read_header(path: Path) -> dict[str, tuple[str, Shape]]:

@@ -36,7 +36,7 @@ def verify_adapter(name: str, directory: Path, base: BaseIdentity | None) -> Ver
     layout, card = read_layout(directory), read_card(directory)
     if base is not None:
         check_fit(name, layout, card, base)
-    _check_numbers(directory / WEIGHTS_FILE)
+    check_numbers(directory / WEIGHTS_FILE)
     fingerprint = adapter_fingerprint(directory)
     recorded = card.get(ADAPTER_FINGERPRINT)
     if recorded is not None and recorded != fingerprint:
@@ -52,7 +52,12 @@ def verify_adapter(name: str, directory: Path, base: BaseIdentity | None) -> Ver
     )
 
 
-def _check_numbers(path: Path) -> None:
+def check_numbers(path: Path) -> None:
+    """See that every weight of a safetensors file is a finite number.
+
+    Raises:
+        RefineError: some are not.
+    """
     for name, tensor in deserialize(path.read_bytes()):  # type: ignore[no-untyped-call]
         dtype, mask = _EXPONENTS[tensor["dtype"]]
         bits = np.frombuffer(tensor["data"], dtype=dtype)

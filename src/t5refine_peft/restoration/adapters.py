@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import PreTrainedModel
 
 from t5refine_peft.errors import RefineError
@@ -20,10 +22,14 @@ from t5refine_peft.modeling.base import Base
 from t5refine_peft.modeling.identity import identify
 from t5refine_peft.modeling.lora import load_adapted
 from t5refine_peft.registry import AdapterRegistry
-from t5refine_peft.registry.files import short
+from t5refine_peft.registry.files import CARD_FILE, WEIGHTS_FILE, short
+from t5refine_peft.registry.verification import check_numbers
+from t5refine_peft.restoration.calibration import TEMPERATURES
 from t5refine_peft.restoration.mixing import AdapterSwitch
 from t5refine_peft.restoration.scoring import Assign
 
+_PEFTS_OWN = (TypeError, KeyError, AttributeError, ValueError, RuntimeError)
+"""What PEFT raises at a configuration that it can't do with."""
 _BYTES_A_PARAMETER = 4
 """PEFT holds adapters in fp32."""
 
@@ -35,6 +41,8 @@ class Fit:
     path: Path
     memory_bytes: int
     """What it takes in memory."""
+    parameters: int
+    rank: int
     temperature: float
     """Its scores' calibration; 1 where its card has none."""
     damage_threshold: float | None
@@ -107,15 +115,24 @@ class AdapterPool:
                 self._loaded.move_to_end(name)
                 return self._model
             fit = self._fit(name)
-            self._make_room(name, fit, keep)
+            self._make_room(f"the adapter {name!r}", fit.memory_bytes, keep)
             if self._switch is not None:
                 self._switch.remove()
             try:
+                check_numbers(fit.path / WEIGHTS_FILE)
                 if self._model is None:
                     self._model = load_adapted(self._base.model, fit.path, name=peft_name(name))
                 else:
                     self._model.load_adapter(str(fit.path), adapter_name=peft_name(name))
                 self._model.eval()
+            except BaseException as error:
+                self._take_out(peft_name(name))
+                if isinstance(error, RefineError) or not isinstance(error, _PEFTS_OWN):
+                    raise
+                raise RefineError(
+                    f"the adapter {name!r} can't be loaded by PEFT ({short(str(error))}); take a sound copy of it, or "
+                    "train it anew"
+                ) from error
             finally:  # the adapters that are there already go on, whatever became of this one
                 if self._model is not None:
                     self._take_over()
@@ -152,16 +169,22 @@ class AdapterPool:
             RefineError: one of them does not fit the base.
         """
         groups: list[set[str | None]] = [set()]
-        size = 0
+        fits: list[Fit] = []
         for name in dict.fromkeys(names):
-            needed = 0 if name is None else self.fit(name).memory_bytes
-            # A batch of several adapters holds a stacked copy of them too.
-            if self._limit_bytes is not None and groups[-1] and 2 * (size + needed) > self._limit_bytes:
+            own = [] if name is None else [self.fit(name)]
+            needed = sum(fit.memory_bytes for fit in fits + own) + self._stack_bytes(fits + own)
+            if self._limit_bytes is not None and groups[-1] and needed > self._limit_bytes:
                 groups.append(set())
-                size = 0
+                fits = []
             groups[-1].add(name)
-            size += needed
+            fits += own
         return groups
+
+    def _stack_bytes(self, fits: Sequence[Fit]) -> int:
+        """What a batch of these adapters takes on top: a copy of each, filled up to the largest rank, and zeros."""
+        rows = max((fit.parameters // fit.rank * max(other.rank for other in fits) for fit in fits), default=0)
+        dtype: torch.dtype = getattr(torch, self._base.precision)
+        return (len(fits) + 1) * rows * dtype.itemsize
 
     @contextmanager
     def using(self, names: Sequence[str | None]) -> Iterator[ReadyModel]:
@@ -178,6 +201,8 @@ class AdapterPool:
             self._chosen = None if mixed or not adapters else peft_name(adapters[0])
             self._switch.choose(self._chosen)
             if mixed:
+                stack = self._stack_bytes([self._loaded[name] for name in adapters])
+                self._make_room(f"a batch of {len(adapters)} adapters", stack, adapters)
                 self._switch.mix([peft_name(name) for name in adapters])
             try:
                 yield ReadyModel(self._model, self._assign if mixed else _alike)
@@ -194,6 +219,20 @@ class AdapterPool:
         numbers = switch.numbers(known).to(self._base.device)
         return lambda texts: switch.assign(numbers[texts])
 
+    def _take_out(self, name: str) -> None:
+        """Leave nothing of an adapter that failed half-way in PEFT's layers, nor of PEFT where it is the first."""
+        if self._model is None:
+            for module in list(self._base.model.modules()):
+                for child, layer in list(module.named_children()):
+                    if isinstance(layer, LoraLayer):
+                        setattr(module, child, layer.get_base_layer())
+            return
+        with suppress(KeyError):
+            del self._model.peft_config[name]
+        for layer in self._model.modules():
+            if isinstance(layer, LoraLayer):
+                layer.delete_adapter(name)
+
     def _take_over(self) -> None:
         self._switch = AdapterSwitch(self._model, dtype=getattr(torch, self._base.precision))
         self._switch.choose(self._chosen)
@@ -204,33 +243,33 @@ class AdapterPool:
         return Fit(
             path=path,
             memory_bytes=layout.parameters * _BYTES_A_PARAMETER,
+            parameters=layout.parameters,
+            rank=layout.rank,
             temperature=_number(card, "calibration", "temperature", path) or 1.0,
             damage_threshold=_number(card, "detection", "threshold", path),
         )
 
-    def _make_room(self, name: str, fit: Fit, keep: Sequence[str]) -> None:
+    def _make_room(self, who: str, needed_bytes: int, keep: Sequence[str]) -> None:
         if self._limit_bytes is None:
             return
-        if fit.memory_bytes > self._limit_bytes:
+        takes = f"{who} takes {needed_bytes:,} bytes in memory"
+        if needed_bytes > self._limit_bytes:
             raise RefineError(
-                f"the adapter {name!r} takes {fit.memory_bytes:,} bytes in memory, more than the limit of "
-                f"{self._limit_bytes:,} for all adapters; raise the limit"
+                f"{takes}, more than the limit of {self._limit_bytes:,} for all adapters; raise the limit"
             )
         for other in self.names:
-            if self._fits(fit):
+            if self._loaded_bytes() + needed_bytes <= self._limit_bytes:
                 return
             if other not in keep and other not in self._in_use:
                 self.drop(other)
-        if not self._fits(fit):
+        if self._loaded_bytes() + needed_bytes > self._limit_bytes:
             raise RefineError(
-                f"the adapter {name!r} takes {fit.memory_bytes:,} bytes in memory, and those in use leave less of the "
-                f"limit of {self._limit_bytes:,}; raise the limit, or leave the `using` block around this call first"
+                f"{takes}, and those in use leave less of the limit of {self._limit_bytes:,}; raise the limit, or "
+                "leave the `using` block around this call first"
             )
 
-    def _fits(self, fit: Fit) -> bool:
-        """Whether another adapter has room beside those in memory."""
-        size = sum(known.memory_bytes for known in self._loaded.values()) + fit.memory_bytes
-        return self._limit_bytes is None or size <= self._limit_bytes
+    def _loaded_bytes(self) -> int:
+        return sum(fit.memory_bytes for fit in self._loaded.values())
 
 
 def peft_name(domain: str) -> str:
@@ -245,8 +284,12 @@ def _number(card: dict[str, Any], part: str, key: str, path: Path) -> float | No
         return None
     # A whole number may be too large for a float, and JSON's own Infinity and NaN are read too.
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if not is_number or (key == "temperature" and not value > 0):
-        raise RefineError(f"{path / 'card.json'}: {part}.{key} must be a number, found {short(value)}; train it anew")
+    least, most = (TEMPERATURES[0], TEMPERATURES[-1]) if key == "temperature" else (-math.inf, math.inf)
+    if not is_number or not least <= value <= most:
+        bounds = f" from {least:g} to {most:g}" if math.isfinite(least) else ""
+        raise RefineError(
+            f"{path / CARD_FILE}: {part}.{key} must be a number{bounds}, found {short(value)}; train it anew"
+        )
     return float(value)
 
 

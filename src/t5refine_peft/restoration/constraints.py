@@ -64,7 +64,13 @@ class GapLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         self._unmarked = self._text & ~vocabulary.word_marked
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Put -inf on what is not allowed. input_ids: (rows, generated) with the start token; scores: (rows, head)."""
+        """Put -inf on what is not allowed. input_ids: (rows, generated) with the start token; scores: (rows, head).
+
+        Raises:
+            FloatingPointError: a score is no number.
+        """
+        if scores.isnan().any():
+            raise FloatingPointError("a score is no number")
         allowed = np.zeros((len(input_ids), scores.shape[1]), dtype=bool)
         closing = np.zeros(len(input_ids), dtype=np.int64)
         lowered: list[tuple[int, np.ndarray, float]] = []

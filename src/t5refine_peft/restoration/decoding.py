@@ -14,10 +14,7 @@ from t5refine_peft.corpus.tokenization import Vocabulary
 from t5refine_peft.errors import RefineError
 from t5refine_peft.restoration.constraints import MAX_GAP_TOKENS, GapLogitsProcessor, GapRule
 from t5refine_peft.restoration.encoding import Encoded, encode_batch
-from t5refine_peft.restoration.scoring import Assign, answer_log_probabilities
-
-_ROWS_AT_ONCE = 256
-"""Beams in memory at once where each gap is decoded by itself."""
+from t5refine_peft.restoration.scoring import LOGITS_BYTES, Assign, answer_log_probabilities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +124,9 @@ def decode_batch(
     Returns:
         For each text, for each gap, the answers. The first belongs to the best sequence of answers to all gaps; the
         others are by probability, each given the first answers to the gaps before.
+
+    Raises:
+        FloatingPointError: the model gives scores that are no numbers.
     """
     assign = assign or _nobody
     if decoding is None:
@@ -141,6 +141,8 @@ def decode_batch(
     scored = _log_probabilities(model, vocabulary, encoded, best, asked, scale, assign)
     answers: list[list[list[Answer]]] = [[[] for _ in text_rules] for text_rules in rules]
     for (text, gap, ids), values in zip(asked, scored, strict=True):
+        if values.isnan().any():
+            raise FloatingPointError("a score is no number")
         answers[text][gap].append(Answer(ids, float(values[0].exp())))
     for text_answers in answers:
         for gap_answers in text_answers:
@@ -188,15 +190,25 @@ def _best_sequences(
     assign: Assign,
 ) -> list[list[_Ids]]:
     """For each text the answers of its best sequence."""
-    device = encoded.mask.device
-    start = model.config.decoder_start_token_id
-    begun = torch.tensor([[start, vocabulary.sentinel_ids[0]]], device=device).repeat(len(rules), 1)
-    assign(torch.arange(len(rules), device=device))
-    sequences = _generate(
-        model, vocabulary, encoded, begun, GapLogitsProcessor(vocabulary, rules), decoding,
-        max_new_tokens=max(map(_longest, rules)), count=1,
-    )  # fmt: skip
-    return [_parse(ids, vocabulary) for ids in sequences[:, 1:].tolist()]
+    start = [model.config.decoder_start_token_id, vocabulary.sentinel_ids[0]]
+    found = []
+    step = _texts_at_once(model, decoding.beams)
+    for at in range(0, len(rules), step):
+        own = rules[at : at + step]
+        texts = torch.arange(at, at + len(own), device=encoded.mask.device)
+        assign(texts)
+        sequences = _generate(
+            model, vocabulary, encoded.of(texts), torch.tensor([start] * len(own), device=texts.device),
+            GapLogitsProcessor(vocabulary, own), decoding, max_new_tokens=max(map(_longest, own)), count=1,
+        )  # fmt: skip
+        found += [_parse(ids, vocabulary) for ids in sequences[:, 1:].tolist()]
+    return found
+
+
+def _texts_at_once(model: PreTrainedModel, beams: int) -> int:
+    """Texts that are decoded together, so that the logits of their beams stay within `LOGITS_BYTES`."""
+    vocabulary_rows: int = model.config.vocab_size
+    return max(1, LOGITS_BYTES // (4 * vocabulary_rows * beams))
 
 
 def _others(
@@ -216,7 +228,7 @@ def _others(
     gaps = [(text, gap) for text, text_rules in enumerate(rules) for gap in range(len(text_rules))]
     gaps.sort(key=lambda item: item[1])  # prefixes of about one length together
     found: dict[tuple[int, int, _Ids], None] = {}
-    step = max(1, _ROWS_AT_ONCE // max(decoding.beams, count))
+    step = _texts_at_once(model, max(decoding.beams, count))
     for at in range(0, len(gaps), step):
         part = gaps[at : at + step]
         prefixes = [_prefix(model, vocabulary, best[text], gap) for text, gap in part]

@@ -67,6 +67,7 @@ class AdapterSwitch:
         """Leave the layers alone from now on."""
         for hook in self._hooks:
             hook.remove()
+        self._stacks, self._mixed = {}, ()
 
     def choose(self, adapter: str | None) -> None:
         """Use one adapter for all rows; None is the base alone."""

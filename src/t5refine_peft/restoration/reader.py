@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,16 +67,19 @@ class Reader:
             part = [windows[number] for number in numbers]
             names = [adapters[text] for text, _ in part]
             with self._read([window for _, window in part], names) as batch:
-                decoded = decode_batch(
-                    batch.model,
-                    vocabulary,
-                    batch.encoded,
-                    [[rules[text][gap] for gap in window.covered] for text, window in part],
-                    num_candidates=num_candidates,
-                    decoding=decoding,
-                    temperatures=[self._temperature(name) for name in names],
-                    assign=batch.assign,
-                )
+                try:
+                    decoded = decode_batch(
+                        batch.model,
+                        vocabulary,
+                        batch.encoded,
+                        [[rules[text][gap] for gap in window.covered] for text, window in part],
+                        num_candidates=num_candidates,
+                        decoding=decoding,
+                        temperatures=[self._temperature(name) for name in names],
+                        assign=batch.assign,
+                    )
+                except FloatingPointError:
+                    raise RefineError(_no_numbers(names)) from None
             for (text, window), filled in zip(part, decoded, strict=True):
                 for gap, candidates in zip(window.covered, filled, strict=True):
                     if gap in window.gaps:
@@ -122,6 +126,8 @@ class Reader:
                     batch.assign,
                 )
             for (text, _), found in zip(part, judged, strict=True):
+                if any(math.isnan(score) for score in found.values()):
+                    raise RefineError(_no_numbers([adapters[text]]))
                 for word, score in found.items():
                     scores[text][word] = score
         return [
@@ -159,3 +165,11 @@ class Reader:
             who = "the base alone" if adapter is None else f"the adapter {adapter!r}"
             raise RefineError(f"{who} has no threshold for damage: give detect_threshold, in nats, -8 say")
         return threshold
+
+
+def _no_numbers(names: Sequence[str | None]) -> str:
+    who = ", ".join(repr(name) for name in dict.fromkeys(names) if name is not None)
+    return (
+        f"{f'the adapter {who}' if who else 'the base'} gives scores that are no numbers, as weights far too large do; "
+        "take a sound copy, or train it anew at a lower learning rate"
+    )

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from t5refine_peft.restoration.encoding import Encoded
 
-_LOGITS_BYTES = 256 * 1024**2
+LOGITS_BYTES = 256 * 1024**2
 """At most so many bytes of logits at once: a vocabulary of 250k rows makes a megabyte a token."""
 
 Assign = Callable[[torch.Tensor], None]
@@ -50,7 +50,7 @@ def answer_log_probabilities(
         end, tokens = at, 0
         while end < len(order):
             tokens += len(sequences[order[end]]) - firsts[order[end]]
-            if end > at and tokens * vocabulary_rows * 4 > _LOGITS_BYTES:
+            if end > at and tokens * vocabulary_rows * 4 > LOGITS_BYTES:
                 break
             end += 1
         part = order[at:end]
