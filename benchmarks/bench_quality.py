@@ -62,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name, options.data, base.vocabulary, collator, tokens=options.tokens, limit=options.limit
         )
         asked = domain.questions.fingerprint
-        results["runs"] = {  # answers to other questions can't be compared with these
+        results["runs"] = {  # answers to other questions, and arms that were something else, can't be compared
             key: run
             for key, run in results["runs"].items()
-            if run["domain"] != name or run["settings"]["questions"] == asked
+            if _is_of(ARMS.get(run["arm"]), run) and (run["domain"] != name or run["settings"]["questions"] == asked)
         }
         gaps = headline_gaps(domain.questions)
         numbers: dict[str, int] = {}
@@ -146,7 +146,7 @@ def run(
 
 
 def _settings(arm: Arm, schedule: Schedule, base: Base, domain: Domain, candidates: int) -> dict[str, Any]:
-    """What a result depends on, as JSON gives it back."""
+    """What a result depends on."""
     settings = {
         "arm": asdict(arm),
         "schedule": None if arm.untrained else asdict(schedule),
@@ -154,6 +154,16 @@ def _settings(arm: Arm, schedule: Schedule, base: Base, domain: Domain, candidat
         "candidates": candidates,
         "questions": domain.questions.fingerprint,
     }
+    return _plain(settings)
+
+
+def _is_of(arm: Arm | None, run: dict[str, Any]) -> bool:
+    """Whether a run that was read is one of the arm as it is now."""
+    return arm is not None and bool(run["settings"]["arm"] == _plain(asdict(arm)))
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
 

@@ -73,7 +73,7 @@ ABLATION = (
     _arm("fixed_masks", "ours with masks drawn once", fresh_masks=False),
     _corruption("one_occurrence", "ours, each occurrence on its own", all_occurrences=0.0),
     _corruption("every_occurrence", "ours, always every occurrence", all_occurrences=1.0),
-    _corruption("random_only_0", "ours, no passage with random spans only", random_only=0.0),
+    _corruption("random_only_20", "ours, a fifth of the passages with random spans only", random_only=0.2),
     _corruption("random_only_50", "ours, half of the passages with random spans only", random_only=0.5),
     *(
         _corruption(f"term_probability_{round(100 * share)}", f"ours, term probability {share}", term_probability=share)

@@ -30,7 +30,7 @@ class CorruptionConfig:
     all_occurrences: float = 0.5
     """Share of passages in which a masked term is masked wherever it stands, so that it can't be copied; in the others
     each occurrence is drawn by itself. 15 to 57% of a domain's occurrences have a copy in their paragraph."""
-    random_only: float = 0.2
+    random_only: float = 0.0
     """Share of passages that get T5's own random spans and no term masking."""
     touching: Literal["apart", "joined"] = "apart"
     """`apart`: terms that stand side by side get a sentinel each, and random spans leave a visible token between

@@ -295,7 +295,11 @@ def _change(path: Path, **changes: object) -> None:
     [
         ("card.json", {"base": "other", "base_fingerprint": "0"}, "was trained on the base 'other'"),
         ("card.json", {"tokenizer_fingerprint": "0"}, "was trained with the tokenizer '0'"),
-        ("card.json", {"calibration": {"temperature": -1}}, "calibration.temperature must be a number from 0.25 to 8, found -1"),
+        (
+            "card.json",
+            {"calibration": {"temperature": -1}},
+            "must be a number from 0.25 to 8, found -1",
+        ),
         ("adapter_config.json", {"r": 3}, "is not the LoRA adapter of rank 3 that adapter_config.json describes"),
         ("adapter_config.json", {"use_dora": True}, "'use_dora' is True, which is not plain LoRA"),
         ("adapter_config.json", {"peft_type": "IA3"}, "peft_type must be 'LORA', found 'IA3'"),
