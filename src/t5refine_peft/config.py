@@ -31,7 +31,8 @@ class CorruptionConfig:
     """Share of passages in which a masked term is masked wherever it stands, so that it can't be copied; in the others
     each occurrence is drawn by itself. 15 to 57% of a domain's occurrences have a copy in their paragraph."""
     random_only: float = 0.0
-    """Share of passages that get T5's own random spans and no term masking."""
+    """Share of passages that get T5's own random spans and no term masking. None: with a fifth of them fewer terms were
+    restored, and no more of general text (benchmarks/results/quality.md)."""
     touching: Literal["apart", "joined"] = "apart"
     """`apart`: terms that stand side by side get a sentinel each, and random spans leave a visible token between
     themselves and others, as T5's do. `joined`: spans that touch become one, as T5-Refiner-DomainFocus has it. Terms
