@@ -35,12 +35,10 @@ class _Stack:
     Attributes:
         down: (adapters, in, rank).
         up: (adapters, rank, out).
-        scale: (adapters, 1, 1), LoRA's.
     """
 
     down: torch.Tensor
     up: torch.Tensor
-    scale: torch.Tensor
 
 
 class AdapterSwitch:
@@ -61,6 +59,10 @@ class AdapterSwitch:
         layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
         self._adapters = {layer.get_base_layer(): _adapters_of(layer) for layer in layers}
         self._stacks: dict[nn.Module, _Stack] = {}
+        self._scales = torch.empty(0)
+        """(adapters, 1, 1) fp32, LoRA's scale, which is one for all layers of an adapter; the base's comes first."""
+        self._spread: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        """By beams a row: the adapters' numbers, (rows,), and scales, (rows, 1, 1), of the next forwards."""
         self._hooks = [layer.register_forward_hook(self._add) for layer in self._adapters]
 
     def remove(self) -> None:
@@ -81,6 +83,8 @@ class AdapterSwitch:
                 layer: _stack(layer, [own.get(name) for name in names], self._dtype)
                 for layer, own in self._adapters.items()
             }
+            scales = {name: low_rank.scale for own in self._adapters.values() for name, low_rank in own.items()}
+            self._scales = torch.tensor([0.0, *(scales[name] for name in names)])[:, None, None]
             self._mixed = names
 
     def numbers(self, adapters: Sequence[str | None]) -> torch.Tensor:
@@ -89,7 +93,7 @@ class AdapterSwitch:
 
     def assign(self, rows: torch.Tensor) -> None:
         """Say which adapter each row of the next forwards uses, (rows,); beams of a row follow one another."""
-        self._one, self._rows = None, rows
+        self._one, self._rows, self._spread = None, rows, {}
 
     def _add(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         """inputs: (rows, tokens, in); output: (rows, tokens, out). None leaves the base's output as it is."""
@@ -97,15 +101,21 @@ class AdapterSwitch:
             own = self._adapters[layer].get(self._one)
             if own is None:
                 return None
-            update = F.linear(F.linear(inputs[0].to(own.down.dtype), own.down), own.up) * own.scale
-            return output + update.to(output.dtype)
+            narrow = F.linear(inputs[0].to(own.down.dtype), own.down) * own.scale
+            return output + F.linear(narrow, own.up).to(output.dtype)
         if self._rows is None:
             return None
         stack = self._stacks[layer]
         hidden = inputs[0].to(stack.down.dtype)
-        rows = self._rows.repeat_interleave(len(hidden) // len(self._rows))
-        update = torch.bmm(torch.bmm(hidden, stack.down[rows]), stack.up[rows]) * stack.scale[rows]
-        return output + update.to(output.dtype)
+        rows, scales = self._spread_over(self._rows, len(hidden) // len(self._rows))
+        narrow = torch.bmm(hidden, stack.down[rows]) * scales  # in fp32, then rounded once, as for one adapter
+        return output + torch.bmm(narrow.to(hidden.dtype), stack.up[rows]).to(output.dtype)
+
+    def _spread_over(self, rows: torch.Tensor, beams: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if beams not in self._spread:
+            spread = rows.repeat_interleave(beams)
+            self._spread[beams] = spread, self._scales.to(spread.device)[spread]
+        return self._spread[beams]
 
 
 def _adapters_of(layer: LoraLayer) -> dict[str, _LowRank]:
@@ -121,10 +131,8 @@ def _stack(layer: Any, adapters: Sequence[_LowRank | None], dtype: torch.dtype) 
     device = there[0].down.device if there else layer.weight.device
     down = torch.zeros((len(adapters) + 1, layer.in_features, rank), dtype=dtype, device=device)
     up = torch.zeros((len(adapters) + 1, rank, layer.out_features), dtype=dtype, device=device)
-    scale = torch.zeros((len(adapters) + 1, 1, 1), device=device)  # fp32, as the number it is for one adapter
     for number, own in enumerate(adapters, start=1):
         if own is not None:
-            scale[number] = own.scale
             down[number, :, : own.down.shape[0]] = own.down.T
             up[number, : own.up.shape[1]] = own.up.T
-    return _Stack(down, up, scale)
+    return _Stack(down, up)
