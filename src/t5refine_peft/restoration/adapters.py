@@ -199,12 +199,13 @@ class AdapterPool:
             before, mixed, in_use = self._chosen, len(set(names)) > 1, self._in_use
             self._in_use = [*in_use, *adapters]
             self._chosen = None if mixed or not adapters else peft_name(adapters[0])
-            self._switch.choose(self._chosen)
-            if mixed:
-                stack = self._stack_bytes([self._loaded[name] for name in adapters])
-                self._make_room(f"a batch of {len(adapters)} adapters", stack, adapters)
-                self._switch.mix([peft_name(name) for name in adapters])
             try:
+                if mixed:
+                    stack = self._stack_bytes([self._loaded[name] for name in adapters])
+                    self._make_room(f"a batch of {len(adapters)} adapters", stack, adapters)
+                self._switch.choose(self._chosen)
+                if mixed:
+                    self._switch.mix([peft_name(name) for name in adapters])
                 yield ReadyModel(self._model, self._assign if mixed else _alike)
             finally:
                 self._chosen, self._in_use = before, in_use

@@ -97,7 +97,8 @@ def text_lines(stream: Iterable[bytes], *, source: str) -> Iterator[Line]:
         where = f"{source}, line {number}"
         if goes_on or (len(raw) == LONGEST_LINE_BYTES and not raw.endswith(b"\n")):
             too_long = f"{where}: expected at most {LONGEST_LINE_BYTES:,} bytes, found more; break the line"
-            yield Line(number=number, raw=raw, error=too_long, goes_on=goes_on)
+            text = raw.decode("latin-1")  # nobody reads it, but its length says how much is held
+            yield Line(number=number, raw=raw, text=text, error=too_long, goes_on=goes_on)
             too_long = "" if raw.endswith(b"\n") else too_long
             continue
         content = raw.rstrip(b"\r\n")
