@@ -49,9 +49,10 @@ def corrupt(
 ) -> Example:
     """Mask terms and random whole-word spans of a passage.
 
-    Never more than the budget is masked, with two exceptions, both for short passages: the first term may be longer
-    (all its occurrences together, up to `max_span_tokens` and half of the passage), and where no whole word fits, the
-    shortest is masked, or one token where that is most of the passage.
+    Never more than the budget is masked, with two exceptions, both for passages that are short beside it: the first
+    term may be longer (all its occurrences together, up to twice `max_span_tokens` and half of the passage: with the
+    defaults, from 320 tokens on the budget holds), and where no whole word fits, the shortest is masked, or one token
+    where that is most of the passage.
 
     Args:
         ids: (tokens,) the passage.
@@ -230,7 +231,7 @@ def _choose_terms(
     for number, span in enumerate(term_spans):
         groups.setdefault(span[2] if everywhere else number, []).append(span)
     choices = [spans for spans in groups.values() if spans[-1][0] >= mask.context_tokens]
-    first = max(mask.left, min(mask.own_tokens // 2, config.max_span_tokens))
+    first = max(mask.left, min(mask.own_tokens // 2, 2 * config.max_span_tokens))
     draws = rng.random(len(choices)).tolist()
     for at in rng.permutation(len(choices)).tolist():
         if mask.spans and mask.left <= 0:
