@@ -28,8 +28,8 @@ from t5refine_peft.restoration.calibration import TEMPERATURES
 from t5refine_peft.restoration.mixing import AdapterSwitch
 from t5refine_peft.restoration.scoring import Assign
 
-_PEFTS_OWN = (TypeError, KeyError, AttributeError, ValueError, RuntimeError)
-"""What PEFT raises at a configuration that it can't do with."""
+_NO_ROOM = (MemoryError, torch.OutOfMemoryError)
+"""What is no fault of an adapter."""
 _BYTES_A_PARAMETER = 4
 """PEFT holds adapters in fp32."""
 
@@ -127,7 +127,7 @@ class AdapterPool:
                 self._model.eval()
             except BaseException as error:
                 self._take_out(peft_name(name))
-                if isinstance(error, RefineError) or not isinstance(error, _PEFTS_OWN):
+                if isinstance(error, (RefineError, *_NO_ROOM)) or not isinstance(error, Exception):
                     raise
                 raise RefineError(
                     f"the adapter {name!r} can't be loaded by PEFT ({short(str(error))}); take a sound copy of it, or "
@@ -227,6 +227,8 @@ class AdapterPool:
                 for child, layer in list(module.named_children()):
                     if isinstance(layer, LoraLayer):
                         setattr(module, child, layer.get_base_layer())
+            with suppress(AttributeError):  # PEFT's note of what is there: it loads no weights of a name in it
+                del self._base.model.peft_config
             return
         with suppress(KeyError):
             del self._model.peft_config[name]
