@@ -292,6 +292,25 @@ def test_a_search_that_can_not_be_is_refused(options, message):
         Decoding(**options)
 
 
+def test_a_batch_that_is_drawn_bit_by_bit_is_not_drawn_alike(base, monkeypatch):
+    inputs = [window_of("the ___ heart", base.vocabulary)] * 8
+    encoded = encode_batch(base.model, inputs, pad_id=0)
+    sampling = Decoding.sampling(temperature=5.0, top_p=1.0)
+
+    def first_answers():
+        answers = decode_batch(
+            base.model, base.vocabulary, encoded, [[GapRule(max_tokens=3)]] * 8, decoding=sampling, num_candidates=2
+        )
+        return [tuple(answer.ids for answer in gaps[0]) for gaps in answers]
+
+    together = first_answers()
+    monkeypatch.setattr(decoding_module, "LOGITS_BYTES", 4 * base.model.config.vocab_size * 4)
+    apart = first_answers()
+    assert len({ids[0] for ids in together}) == len({ids[0] for ids in apart}) == 8
+    assert len(set(apart)) == 8
+    assert apart == first_answers()  # from the same seed
+
+
 @pytest.mark.parametrize("decoding", [None, Decoding.beam(3)])
 def test_texts_that_are_decoded_bit_by_bit_are_answered_alike(base, monkeypatch, decoding):
     inputs = [window_of(text, base.vocabulary) for text in ("the ___ heart", "___ it is ___.", "合同___", "a ___ b")]
