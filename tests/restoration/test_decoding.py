@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from t5refine_peft import Glossary, RefineError
+from t5refine_peft.errors import NoNumberError
 from t5refine_peft.restoration import decoding as decoding_module
 from t5refine_peft.restoration.constraints import GapLogitsProcessor, GapRule
 from t5refine_peft.restoration.decoding import Decoding, _longest, decode_at_temperatures, decode_batch, decode_gaps
@@ -290,6 +291,17 @@ def test_decode_gaps_is_greedy_with_one_rule_for_all(base):
 def test_a_search_that_can_not_be_is_refused(options, message):
     with pytest.raises(RefineError, match=message):
         Decoding(**options)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_search_stops_at_scores_that_are_no_finite_numbers(vocabulary, odd):
+    processor = GapLogitsProcessor(vocabulary, [[GapRule()]])
+    begun = torch.tensor([[0, vocabulary.sentinel_ids[0]]])
+    scores = torch.zeros((1, len(vocabulary)))
+    processor(begun, scores)
+    scores[0, 7] = odd
+    with pytest.raises(NoNumberError, match="the model gives scores that are no numbers"):
+        processor(begun, scores)
 
 
 def test_a_batch_that_is_drawn_bit_by_bit_is_not_drawn_alike(base, monkeypatch):

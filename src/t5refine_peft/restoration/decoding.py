@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from t5refine_peft.corpus.tokenization import Vocabulary
-from t5refine_peft.errors import RefineError
+from t5refine_peft.errors import NoNumberError, RefineError
 from t5refine_peft.restoration.constraints import MAX_GAP_TOKENS, GapLogitsProcessor, GapRule
 from t5refine_peft.restoration.encoding import Encoded, encode_batch
 from t5refine_peft.restoration.scoring import LOGITS_BYTES, Assign, answer_log_probabilities
@@ -127,7 +127,7 @@ def decode_batch(
         others are by probability, each given the first answers to the gaps before.
 
     Raises:
-        FloatingPointError: the model gives scores that are no numbers.
+        NoNumberError: the model gives scores that are no finite numbers.
     """
     assign = assign or _nobody
     if decoding is None:
@@ -144,8 +144,8 @@ def decode_batch(
     scored = _log_probabilities(model, vocabulary, encoded, best, asked, scale, assign)
     answers: list[list[list[Answer]]] = [[[] for _ in text_rules] for text_rules in rules]
     for (text, gap, ids), values in zip(asked, scored, strict=True):
-        if values.isnan().any():
-            raise FloatingPointError("a score is no number")
+        if not values.isfinite().all():
+            raise NoNumberError
         answers[text][gap].append(Answer(ids, float(values[0].exp())))
     for text_answers in answers:
         for gap_answers in text_answers:
