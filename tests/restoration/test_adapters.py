@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from t5refine_peft import Decoding, Quantization, RefineError, Restorer, load_base
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.restoration import adapters as module
+from t5refine_peft.restoration import mixing
 
 IDS = torch.arange(5, 25)[None]
 TEXTS = ["the patient ___ and ___", "___", "合同___生效", "a ___ b", "takes ___ for ___ now", "the ___ of"]
@@ -176,8 +178,23 @@ def test_an_adapter_that_fails_to_load_leaves_the_others_on(tiny_base: Path, ada
     assert torch.equal(logits_of(restorer, "law"), law)
 
 
+TOLD = (RefineError, r"the adapter 'law' can't be loaded by PEFT \('half-way'\)")
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (TypeError, *TOLD),
+        (IndexError, *TOLD),
+        (OSError, *TOLD),
+        (MemoryError, MemoryError, "half-way"),  # no fault of the adapter: a sound copy would not help
+        (torch.OutOfMemoryError, torch.OutOfMemoryError, "half-way"),
+    ],
+)
 @pytest.mark.parametrize("first", [True, False])
-def test_what_fails_within_peft_leaves_nothing_and_is_one_sentence(tiny_base, adapters, monkeypatch, first):
+def test_what_fails_within_peft_leaves_nothing_and_is_one_sentence(
+    tiny_base, adapters, monkeypatch, first, error, raised, message
+):
     base = full_precision(tiny_base)
     restorer = Restorer(base, adapters_dir=adapters)
     if not first:
@@ -188,17 +205,18 @@ def test_what_fails_within_peft_leaves_nothing_and_is_one_sentence(tiny_base, ad
 
         def fails(*args, whole=whole, **options):
             whole(*args, **options)
-            raise TypeError("half-way")
+            raise error("half-way")
 
         monkeypatch.setattr(owner, name, fails)
-    with pytest.raises(RefineError, match=r"the adapter 'law' can't be loaded by PEFT \('half-way'\)"):
+    with pytest.raises(raised, match=message):
         restorer.load_adapter("law")
     monkeypatch.undo()
     assert not any("law" in key for key in base.model.state_dict())
     assert any("lora" in key for key in base.model.state_dict()) != first
     assert torch.equal(logits_of(restorer, None), alone)
-    law = logits_of(Restorer(full_precision(tiny_base), adapters_dir=adapters), "law")
-    assert torch.equal(logits_of(restorer, "law"), law)
+    for name in ("heart", "law"):  # what failed need not be the first that is loaded next
+        own = logits_of(Restorer(full_precision(tiny_base), adapters_dir=adapters), name)
+        assert torch.equal(logits_of(restorer, name), own)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +257,50 @@ def test_a_mixed_batch_stays_within_the_limit(tiny_base: Path, adapters: Path):
     assert set(restorer.adapters) == {"heart", "tax"}
     less = Restorer(full_precision(tiny_base), adapters_dir=adapters, max_adapter_bytes=limit - 1)
     assert [one.text for one in less.restore(["a ___"] * 2, **both)] == alone  # one after the other
+
+
+def test_a_stack_is_counted_to_the_byte_and_none_is_held_beside_the_next(
+    tiny_base: Path, adapters: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base = full_precision(tiny_base)
+    for name, targets in (("heart", ["q", "v"]), ("law", ["wi_0", "wo"]), ("tax", ["v", "wi_1"])):
+        shutil.copytree(adapters / name, tmp_path / name)
+        config = json.loads((tmp_path / name / "adapter_config.json").read_text())
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps({**config, "target_modules": targets}))
+        file = tmp_path / name / "adapter_model.safetensors"
+        own = {
+            key: weight for key, weight in load_file(file).items() if key.split(".lora_")[0].endswith(tuple(targets))
+        }
+        save_file(own, file)
+    restorer = Restorer(base, adapters_dir=tmp_path)
+    held = stacks_of(monkeypatch)
+    for names in (["heart", "law"], ["law", "tax"], ["heart", "law", "tax"], ["tax", None]):
+        texts = ["a ___"] * len(names)
+        together = restorer.restore(texts, adapter=names, max_gap_tokens=2)
+        counted = mixing.stack_bytes([restorer._pool.fit(name).layout for name in names if name], dtype=torch.float32)
+        assert max(held) == held[-1] == counted  # at no time more than that
+        assert [one.text for one in together] == [
+            restorer.restore("a ___", adapter=name, max_gap_tokens=2).text for name in names
+        ]
+        for name in ("heart", "law", "tax"):
+            restorer.load_adapter(name)
+        held.clear()
+
+
+def stacks_of(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Bytes of all stacks that live, noted whenever one is made."""
+    living: weakref.WeakSet[object] = weakref.WeakSet()
+    held: list[int] = []
+    make = mixing._stack
+
+    def noted(*arguments):
+        stack = make(*arguments)
+        living.add(stack)
+        held.append(sum(one.down.nbytes + one.up.nbytes for one in living))
+        return stack
+
+    monkeypatch.setattr(mixing, "_stack", noted)
+    return held
 
 
 @pytest.mark.parametrize("number", ["1" + 400 * "0", "Infinity", "NaN", "true", '"1"'])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from t5refine_peft import Glossary, RefineError
+from t5refine_peft.errors import NoNumberError
 from t5refine_peft.restoration import decoding as decoding_module
 from t5refine_peft.restoration.constraints import GapLogitsProcessor, GapRule
 from t5refine_peft.restoration.decoding import Decoding, _longest, decode_at_temperatures, decode_batch, decode_gaps
@@ -290,6 +291,36 @@ def test_decode_gaps_is_greedy_with_one_rule_for_all(base):
 def test_a_search_that_can_not_be_is_refused(options, message):
     with pytest.raises(RefineError, match=message):
         Decoding(**options)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_a_search_stops_at_scores_that_are_no_finite_numbers(vocabulary, odd):
+    processor = GapLogitsProcessor(vocabulary, [[GapRule()]])
+    begun = torch.tensor([[0, vocabulary.sentinel_ids[0]]])
+    scores = torch.zeros((1, len(vocabulary)))
+    processor(begun, scores)
+    scores[0, 7] = odd
+    with pytest.raises(NoNumberError, match="the model gives scores that are no numbers"):
+        processor(begun, scores)
+
+
+def test_a_batch_that_is_drawn_bit_by_bit_is_not_drawn_alike(base, monkeypatch):
+    inputs = [window_of("the ___ heart", base.vocabulary)] * 8
+    encoded = encode_batch(base.model, inputs, pad_id=0)
+    sampling = Decoding.sampling(temperature=5.0, top_p=1.0)
+
+    def first_answers():
+        answers = decode_batch(
+            base.model, base.vocabulary, encoded, [[GapRule(max_tokens=3)]] * 8, decoding=sampling, num_candidates=2
+        )
+        return [tuple(answer.ids for answer in gaps[0]) for gaps in answers]
+
+    together = first_answers()
+    monkeypatch.setattr(decoding_module, "LOGITS_BYTES", 4 * base.model.config.vocab_size * 4)
+    apart = first_answers()
+    assert len({ids[0] for ids in together}) == len({ids[0] for ids in apart}) == 8
+    assert len(set(apart)) == 8
+    assert apart == first_answers()  # from the same seed
 
 
 @pytest.mark.parametrize("decoding", [None, Decoding.beam(3)])

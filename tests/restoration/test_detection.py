@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -114,3 +115,11 @@ def test_what_the_model_would_write_itself_is_no_damage():
     assert restored.text == "the heart pulse heart"
     assert [(gap.start, gap.text, gap.found) for gap in restored.gaps] == [(10, "pulse", True), (16, "heart", False)]
     assert restored.source_lengths == (5, 5)
+
+
+@pytest.mark.parametrize("min_score", [0.0, 0.5])
+def test_a_gap_whose_score_is_no_number_is_left_open(min_score):
+    gaps, answers = [Gap(2, 5)], [[Answer((0,), math.nan)]]
+    restored = put_together("a ___ b", gaps, answers, decode=lambda _: " heart", min_score=min_score)
+    assert restored.text == "a ___ b"
+    assert restored.gaps[0].open

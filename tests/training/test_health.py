@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 import torch
 from runs import AtEvent, same, train_tiny, weights
 from torch import nn
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from t5refine_peft import RefineError
 from t5refine_peft.training import trainer
@@ -54,6 +55,22 @@ def test_an_evaluation_that_is_not_finite_stops_too(tiny_base, corpus, terms, tm
     spoil(monkeypatch, at=1, training=False)
     with pytest.raises(RefineError, match="eval_loss is not finite at step 4: likely the learning rate"):
         train_tiny(tiny_base, corpus, terms, tmp_path)
+
+
+class Diverging(TrainerCallback):
+    """The last update before an evaluation throws the adapter far away."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            with torch.no_grad():
+                for weight in kwargs["model"].parameters():
+                    weight.mul_(1e30 if weight.requires_grad else 1)
+
+
+def test_a_run_whose_answers_are_no_numbers_is_told_as_any_other(tiny_base, corpus, terms, tmp_path):
+    config = {"metric": "term_exact_match"}
+    with pytest.raises(RefineError, match="eval_loss is not finite at step 4: likely the learning rate"):
+        train_tiny(tiny_base, corpus, terms, tmp_path, config=config, callbacks=[Diverging()])
 
 
 def test_the_documents_are_those_of_the_batch():

@@ -23,13 +23,14 @@ from t5refine_peft.modeling.identity import identify
 from t5refine_peft.modeling.lora import load_adapted
 from t5refine_peft.registry import AdapterRegistry
 from t5refine_peft.registry.files import CARD_FILE, WEIGHTS_FILE, short
+from t5refine_peft.registry.layout import AdapterLayout
 from t5refine_peft.registry.verification import check_numbers
 from t5refine_peft.restoration.calibration import TEMPERATURES
-from t5refine_peft.restoration.mixing import AdapterSwitch
+from t5refine_peft.restoration.mixing import AdapterSwitch, stack_bytes
 from t5refine_peft.restoration.scoring import Assign
 
-_PEFTS_OWN = (TypeError, KeyError, AttributeError, ValueError, RuntimeError)
-"""What PEFT raises at a configuration that it can't do with."""
+_NO_ROOM = (MemoryError, torch.OutOfMemoryError)
+"""What is no fault of an adapter."""
 _BYTES_A_PARAMETER = 4
 """PEFT holds adapters in fp32."""
 
@@ -41,8 +42,7 @@ class Fit:
     path: Path
     memory_bytes: int
     """What it takes in memory."""
-    parameters: int
-    rank: int
+    layout: AdapterLayout
     temperature: float
     """Its scores' calibration; 1 where its card has none."""
     damage_threshold: float | None
@@ -127,7 +127,7 @@ class AdapterPool:
                 self._model.eval()
             except BaseException as error:
                 self._take_out(peft_name(name))
-                if isinstance(error, RefineError) or not isinstance(error, _PEFTS_OWN):
+                if isinstance(error, (RefineError, *_NO_ROOM)) or not isinstance(error, Exception):
                     raise
                 raise RefineError(
                     f"the adapter {name!r} can't be loaded by PEFT ({short(str(error))}); take a sound copy of it, or "
@@ -172,19 +172,20 @@ class AdapterPool:
         fits: list[Fit] = []
         for name in dict.fromkeys(names):
             own = [] if name is None else [self.fit(name)]
-            needed = sum(fit.memory_bytes for fit in fits + own) + self._stack_bytes(fits + own)
-            if self._limit_bytes is not None and groups[-1] and needed > self._limit_bytes:
+            if groups[-1] and not self._go_together(fits + own):
                 groups.append(set())
                 fits = []
             groups[-1].add(name)
             fits += own
         return groups
 
+    def _go_together(self, fits: Sequence[Fit]) -> bool:
+        if self._limit_bytes is None:
+            return True
+        return sum(fit.memory_bytes for fit in fits) + self._stack_bytes(fits) <= self._limit_bytes
+
     def _stack_bytes(self, fits: Sequence[Fit]) -> int:
-        """What a batch of these adapters takes on top: a copy of each, filled up to the largest rank, and zeros."""
-        rows = max((fit.parameters // fit.rank * max(other.rank for other in fits) for fit in fits), default=0)
-        dtype: torch.dtype = getattr(torch, self._base.precision)
-        return (len(fits) + 1) * rows * dtype.itemsize
+        return stack_bytes([fit.layout for fit in fits], dtype=getattr(torch, self._base.precision))
 
     @contextmanager
     def using(self, names: Sequence[str | None]) -> Iterator[ReadyModel]:
@@ -227,6 +228,8 @@ class AdapterPool:
                 for child, layer in list(module.named_children()):
                     if isinstance(layer, LoraLayer):
                         setattr(module, child, layer.get_base_layer())
+            with suppress(AttributeError):  # PEFT's note of what is there: it loads no weights of a name in it
+                del self._base.model.peft_config
             return
         with suppress(KeyError):
             del self._model.peft_config[name]
@@ -244,8 +247,7 @@ class AdapterPool:
         return Fit(
             path=path,
             memory_bytes=layout.parameters * _BYTES_A_PARAMETER,
-            parameters=layout.parameters,
-            rank=layout.rank,
+            layout=layout,
             temperature=_number(card, "calibration", "temperature", path) or 1.0,
             damage_threshold=_number(card, "detection", "threshold", path),
         )

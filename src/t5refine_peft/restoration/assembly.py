@@ -57,7 +57,7 @@ def put_together(
         candidates = tuple(Candidate(*pair) for pair in islice(scores.items(), num_candidates))
         stood = text[gap.start : gap.end]
         best = candidates[0]
-        is_open = best.score < min_score
+        is_open = not best.score >= min_score  # a score that is no number is not good enough either
         written = (stood or _OPEN) if is_open else best.text
         start = length + len(kept)
         parts += [kept, written]

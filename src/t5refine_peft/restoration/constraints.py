@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessor
 
 from t5refine_peft.corpus.tokenization import Vocabulary
+from t5refine_peft.errors import NoNumberError
 from t5refine_peft.restoration.trie import TermTrie
 
 MAX_GAP_TOKENS = 24
@@ -67,10 +68,10 @@ class GapLogitsProcessor(LogitsProcessor):  # type: ignore[misc]
         """Put -inf on what is not allowed. input_ids: (rows, generated) with the start token; scores: (rows, head).
 
         Raises:
-            FloatingPointError: a score is no number.
+            NoNumberError: a score is no number, or infinite.
         """
-        if scores.isnan().any():
-            raise FloatingPointError("a score is no number")
+        if not scores.max().isfinite():  # of NaN among others the largest is NaN
+            raise NoNumberError
         allowed = np.zeros((len(input_ids), scores.shape[1]), dtype=bool)
         closing = np.zeros(len(input_ids), dtype=np.int64)
         lowered: list[tuple[int, np.ndarray, float]] = []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel
 
 from t5refine_peft.corpus.tokenization import Vocabulary
-from t5refine_peft.errors import RefineError
+from t5refine_peft.errors import NoNumberError, RefineError
 from t5refine_peft.restoration.constraints import MAX_GAP_TOKENS, GapLogitsProcessor, GapRule
 from t5refine_peft.restoration.encoding import Encoded, encode_batch
 from t5refine_peft.restoration.scoring import LOGITS_BYTES, Assign, answer_log_probabilities
@@ -126,23 +127,25 @@ def decode_batch(
         others are by probability, each given the first answers to the gaps before.
 
     Raises:
-        FloatingPointError: the model gives scores that are no numbers.
+        NoNumberError: the model gives scores that are no finite numbers.
     """
     assign = assign or _nobody
     if decoding is None:
         decoding = Decoding.greedy() if num_candidates == 1 else Decoding.beam(max(4, num_candidates))
     scale = torch.tensor([[value] for value in temperatures or [1.0] * len(rules)], device=encoded.mask.device)
-    best = _best_sequences(model, vocabulary, encoded, rules, decoding, assign)
+    with _seeded(decoding, encoded.mask.device):
+        best = _best_sequences(model, vocabulary, encoded, rules, decoding, assign)
     asked = [(text, gap, ids) for text, answers in enumerate(best) for gap, ids in enumerate(answers)]
     if num_candidates > 1:
-        others = _others(model, vocabulary, encoded, rules, best, num_candidates, decoding, assign)
+        with _seeded(decoding, encoded.mask.device):
+            others = _others(model, vocabulary, encoded, rules, best, num_candidates, decoding, assign)
         first = set(asked)
         asked += [item for item in others if item not in first]
     scored = _log_probabilities(model, vocabulary, encoded, best, asked, scale, assign)
     answers: list[list[list[Answer]]] = [[[] for _ in text_rules] for text_rules in rules]
     for (text, gap, ids), values in zip(asked, scored, strict=True):
-        if values.isnan().any():
-            raise FloatingPointError("a score is no number")
+        if not values.isfinite().all():
+            raise NoNumberError
         answers[text][gap].append(Answer(ids, float(values[0].exp())))
     for text_answers in answers:
         for gap_answers in text_answers:
@@ -273,24 +276,30 @@ def _generate(
         options |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
     elif beams > 1:
         options |= {"length_penalty": 0.0}  # the most probable, however long
-    devices = [encoded.mask.device] if encoded.mask.is_cuda else []
-    with torch.random.fork_rng(devices=devices, enabled=options["do_sample"]):
-        if options["do_sample"]:
-            torch.manual_seed(decoding.seed)
-        sequences: torch.Tensor = model.generate(
-            encoder_outputs=encoded.output(),
-            attention_mask=encoded.mask,
-            decoder_input_ids=begun,
-            logits_processor=LogitsProcessorList([processor]),
-            num_beams=beams,
-            num_return_sequences=count,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=vocabulary.eos_id,
-            pad_token_id=vocabulary.pad_id,
-            **options,
-            **inputs,
-        )
+    sequences: torch.Tensor = model.generate(
+        encoder_outputs=encoded.output(),
+        attention_mask=encoded.mask,
+        decoder_input_ids=begun,
+        logits_processor=LogitsProcessorList([processor]),
+        num_beams=beams,
+        num_return_sequences=count,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=vocabulary.eos_id,
+        pad_token_id=vocabulary.pad_id,
+        **options,
+        **inputs,
+    )
     return sequences
+
+
+@contextmanager
+def _seeded(decoding: Decoding, device: torch.device) -> Iterator[None]:
+    """Draw anew from the seed within this context: once for a batch, or each part of it would be drawn alike."""
+    sampling = decoding.strategy == "sampling"
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else [], enabled=sampling):
+        if sampling:
+            torch.manual_seed(decoding.seed)
+        yield
 
 
 def _longest(rules: Sequence[GapRule]) -> int:

@@ -18,6 +18,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.nn import functional as F
 
+from t5refine_peft.registry.layout import AdapterLayout
+
 
 @dataclass(frozen=True)
 class _LowRank:
@@ -79,9 +81,11 @@ class AdapterSwitch:
         """Get ready for batches whose rows use one of these each, or none."""
         names = tuple(sorted(adapters))
         if names != self._mixed:
+            self._stacks, self._mixed = {}, ()  # first: there may be no room for the last ones beside the new
             self._stacks = {
                 layer: _stack(layer, [own.get(name) for name in names], self._dtype)
                 for layer, own in self._adapters.items()
+                if not own.keys().isdisjoint(names)
             }
             scales = {name: low_rank.scale for own in self._adapters.values() for name, low_rank in own.items()}
             self._scales = torch.tensor([0.0, *(scales[name] for name in names)])[:, None, None]
@@ -103,9 +107,9 @@ class AdapterSwitch:
                 return None
             narrow = F.linear(inputs[0].to(own.down.dtype), own.down) * own.scale
             return output + F.linear(narrow, own.up).to(output.dtype)
-        if self._rows is None:
+        stack = self._stacks.get(layer) if self._rows is not None else None
+        if self._rows is None or stack is None:
             return None
-        stack = self._stacks[layer]
         hidden = inputs[0].to(stack.down.dtype)
         rows, scales = self._spread_over(self._rows, len(hidden) // len(self._rows))
         narrow = torch.bmm(hidden, stack.down[rows]) * scales  # in fp32, then rounded once, as for one adapter
@@ -118,6 +122,19 @@ class AdapterSwitch:
         return self._spread[beams]
 
 
+def stack_bytes(layouts: Sequence[AdapterLayout], *, dtype: torch.dtype) -> int:
+    """What mixed batches of these adapters take on top of the adapters.
+
+    In each layer that one of them adapts there is a copy for each, filled up to the layer's largest rank, and one of
+    zeros for the base.
+    """
+    largest: dict[str, int] = {}
+    for layout in layouts:
+        for layer, shape in layout.layers.items():
+            largest[layer] = max(largest.get(layer, 0), layout.rank * sum(shape))
+    return (len(layouts) + 1) * sum(largest.values()) * dtype.itemsize
+
+
 def _adapters_of(layer: LoraLayer) -> dict[str, _LowRank]:
     return {
         name: _LowRank(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach(), layer.scaling[name])
@@ -127,8 +144,8 @@ def _adapters_of(layer: LoraLayer) -> dict[str, _LowRank]:
 
 def _stack(layer: Any, adapters: Sequence[_LowRank | None], dtype: torch.dtype) -> _Stack:
     there = [own for own in adapters if own is not None]
-    rank = max((own.down.shape[0] for own in there), default=1)
-    device = there[0].down.device if there else layer.weight.device
+    rank = max(own.down.shape[0] for own in there)
+    device = there[0].down.device
     down = torch.zeros((len(adapters) + 1, layer.in_features, rank), dtype=dtype, device=device)
     up = torch.zeros((len(adapters) + 1, rank, layer.out_features), dtype=dtype, device=device)
     for number, own in enumerate(adapters, start=1):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from t5refine_peft.errors import RefineError
+from t5refine_peft.errors import NoNumberError, RefineError
 from t5refine_peft.modeling.base import Base
 from t5refine_peft.restoration.adapters import AdapterPool
 from t5refine_peft.restoration.batching import make_batches
@@ -78,8 +78,8 @@ class Reader:
                         temperatures=[self._temperature(name) for name in names],
                         assign=batch.assign,
                     )
-                except FloatingPointError:
-                    raise RefineError(_no_numbers(names)) from None
+                except NoNumberError:
+                    raise NoNumberError(_who(names)) from None
             for (text, window), filled in zip(part, decoded, strict=True):
                 for gap, candidates in zip(window.covered, filled, strict=True):
                     if gap in window.gaps:
@@ -126,8 +126,8 @@ class Reader:
                     batch.assign,
                 )
             for (text, _), found in zip(part, judged, strict=True):
-                if any(math.isnan(score) for score in found.values()):
-                    raise RefineError(_no_numbers([adapters[text]]))
+                if not all(map(math.isfinite, found.values())):
+                    raise NoNumberError(_who([adapters[text]]))
                 for word, score in found.items():
                     scores[text][word] = score
         return [
@@ -167,9 +167,6 @@ class Reader:
         return threshold
 
 
-def _no_numbers(names: Sequence[str | None]) -> str:
-    who = ", ".join(repr(name) for name in dict.fromkeys(names) if name is not None)
-    return (
-        f"{f'the adapter {who}' if who else 'the base'} gives scores that are no numbers, as weights far too large do; "
-        "take a sound copy, or train it anew at a lower learning rate"
-    )
+def _who(names: Sequence[str | None]) -> str:
+    adapters = ", ".join(repr(name) for name in dict.fromkeys(names) if name is not None)
+    return f"the adapter {adapters}" if adapters else "the base"

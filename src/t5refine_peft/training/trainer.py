@@ -174,7 +174,7 @@ class AdapterTrainer(Seq2SeqTrainer):  # type: ignore[misc]
             sums += self._evaluation_sums(self._prepare_inputs(inputs))
         total, tokens = self.accelerator.reduce(sums, reduction="sum").tolist()
         metrics = {f"{metric_key_prefix}_loss": total / tokens}
-        if self._term_test is not None:
+        if self._term_test is not None and math.isfinite(total):  # else the callbacks tell of the loss
             scores = score_terms(self.model, self._base, self._term_test, self.data_collator)
             if scores is not None:
                 metrics[f"{metric_key_prefix}_term_exact_match"] = scores.exact_match
