@@ -74,9 +74,10 @@ class Glossary:
         """Spellings that came a second time and were passed over."""
         for term in terms:
             entry = term if isinstance(term, Term) else Term(term.strip())
-            spellings = (entry.text, *entry.variants)
-            added = [self._add(spelling, len(entries)) for spelling in spellings]
-            self.repeated += tuple(s for s, fresh in zip(spellings, added, strict=True) if not fresh and s.strip())
+            added = [self._add(spelling, len(entries)) for spelling in entry.spellings]
+            self.repeated += tuple(
+                s for s, fresh in zip(entry.spellings, added, strict=True) if not fresh and s.strip()
+            )
             if any(added):
                 entries.append(entry)
         if not entries:
@@ -101,7 +102,7 @@ class Glossary:
     @property
     def fingerprint(self) -> str:
         """Two glossaries with one fingerprint find the same terms."""
-        spellings = [[entry.text, *entry.variants] for entry in self.entries]
+        spellings = [entry.spellings for entry in self.entries]
         return hashlib.sha256(json.dumps(spellings).encode()).hexdigest()[:16]
 
     def find(self, text: str) -> list[TermMatch]:
@@ -158,7 +159,7 @@ class Glossary:
                     counts[match.term] += 1
                 else:
                     covering.setdefault(match.term, Counter())[chosen.term] += 1
-        spellings = [spelling for entry in self.entries for spelling in (entry.text, *entry.variants)]
+        spellings = [spelling for entry in self.entries for spelling in entry.spellings]
         sizes = {spelling: len(vocabulary.encode(spelling).ids) for spelling in spellings}
         uncovered = {spelling: vocabulary.uncovered(spelling) for spelling in spellings}
         return GlossaryAudit(

@@ -30,6 +30,11 @@ class Term:
         if not (math.isfinite(self.weight) and self.weight >= 0):
             raise RefineError(f"the weight of {self.text!r} must be a number from 0 on, found {self.weight}")
 
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """All ways to write it, the full one first."""
+        return (self.text, *self.variants)
+
 
 def read_terms(path: Path) -> list[Term]:
     """Read a term list.
